@@ -1,0 +1,1 @@
+"""The store: chunks, frames, stripes, segments, nodes, journal, keymap, tables."""

@@ -1,0 +1,212 @@
+"""The seams of the store, as protocols. One contract suite in tests/contract runs over
+every implementation of each. async methods must run under trio and asyncio (anyio).
+
+Node        a place for fragment and journal files (directory, memory, remote, …)
+DataPlane   frames in, locations out; locations in, verified frames out
+KeymapReader  the hot, derived maps; synchronous, microseconds, safe on the event loop
+Index       the commit order; local (owns the journal) or a client of the index process
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from engine.changes import Change, CommitResult, Origin, Record, Touched
+from engine.types import (
+    Bucket,
+    JournalLocation,
+    Location,
+    NodeEntry,
+    Part,
+    Segment,
+    SegmentLocation,
+    Upload,
+    User,
+    Version,
+)
+
+Buffer = bytes | bytearray | memoryview
+
+
+class NodeSpace(Struct, frozen=True):
+    total: int
+    free: int  # bytes an append may still use
+    device: int  # st_dev, or 0 if unknown: nodes of one device fail together
+
+
+class Node(Protocol):
+    """A storage node. Names are relative POSIX paths ("segments/ab/…"). Blocking calls:
+    callers put them in threads; append/pwrite into the page cache and warm reads may
+    stay on the loop. Errors: NodeUnavailable, NodeFull, FragmentMissing, WrongStore."""
+
+    node_id: str
+    path: str
+
+    def check(self) -> None: ...  # descriptor there and ours, else NodeUnavailable/WrongStore
+    def create(self, name: str) -> None: ...  # new empty file; exists: StoreError
+    def append(self, name: str, offset: int, buffers: Sequence[Buffer]) -> None: ...  # at exactly offset
+    def sync(self, name: str) -> None: ...  # fdatasync; first sync of a new file syncs its directories too
+    def read(self, name: str, offset: int, length: int) -> bytes: ...  # short at end of file
+    def size(self, name: str) -> int: ...
+    def truncate(self, name: str, size: int) -> None: ...
+    def list(self, prefix: str) -> Iterator[str]: ...
+    def delete(self, name: str) -> None: ...
+    def quarantine(self, name: str, reason: str) -> None: ...  # set aside, kept, with a note
+    def write_whole(self, name: str, content: bytes) -> None: ...  # atomic replace, durable on return
+    def space(self) -> NodeSpace: ...
+    def close(self) -> None: ...
+
+
+class DataPlane(Protocol):
+    """Erasure-coded segments over the nodes. One per process; owns its open segment."""
+
+    async def append(self, frames: Sequence[bytes]) -> list[SegmentLocation]:
+        """Pack whole frames into stripes of this process's open segment, write them to
+        all nodes; not yet synced. Errors: NodeFull, WritesStopped."""
+        ...
+
+    async def sync(self) -> None:
+        """Return when every frame appended before the call is synced on all n nodes of
+        its segment. If a node failed meanwhile, the stripes not yet synced have been
+        written again to a new segment: see `relocated`. Group sync: callers share."""
+        ...
+
+    def relocated(self, location: SegmentLocation) -> SegmentLocation:
+        """Where a frame appended earlier by this process lies now (after sync)."""
+        ...
+
+    async def read(self, locations: Sequence[SegmentLocation]) -> list[bytes]:
+        """Frames, in order, each verified by its header and XXH3; decodes degraded
+        stripes. Errors: Unreadable."""
+        ...
+
+    async def seal(self) -> None: ...  # seal this process's open segment if any
+    async def aclose(self) -> None: ...  # seals
+
+
+class ListPage(Struct, frozen=True):
+    """A page of a listing. `next_after`: pass as `after` for the next page (None: last).
+    Prefixes and versions are each in key order; delete markers are never in it."""
+
+    versions: list[Version]
+    common_prefixes: list[str]
+    next_after: str | None = None
+
+
+class VersionsPage(Struct, frozen=True):
+    """A page of ListObjectVersions: versions and markers by key, newest first, with
+    is_latest set."""
+
+    versions: list[Version]
+    common_prefixes: list[str]
+    next_key: str | None = None
+    next_version_id: str | None = None
+
+
+class Child(Struct, frozen=True):
+    """One name in a directory: a file (`version`, without manifest) or a directory
+    (`version` is its marker, or None)."""
+
+    name: str
+    is_directory: bool
+    version: Version | None
+
+
+class KeymapReader(Protocol):
+    """Point reads and scans over the derived maps. Each call sees one snapshot."""
+
+    def applied_lsn(self) -> int: ...
+    def bucket(self, name: str) -> Bucket: ...  # NoSuchBucket
+    def buckets(self) -> list[Bucket]: ...
+    def head(self, bucket: str, key: str) -> Version | None: ...  # newest; may be a marker; NoSuchBucket
+    def version(self, bucket: str, key: str, version_id: str) -> Version | None: ...
+    def list_objects(
+        self, bucket: str, prefix: str = "", delimiter: str = "", after: str = "", limit: int = 1000
+    ) -> ListPage:
+        """Keys > after, with prefix, no markers. A common prefix <= after is skipped. At
+        most `limit` versions + prefixes. One range scan; skips to the next prefix at each
+        delimiter. Versions come without manifest."""
+        ...
+
+    def list_versions(
+        self,
+        bucket: str,
+        prefix: str = "",
+        delimiter: str = "",
+        key_marker: str = "",
+        version_id_marker: str = "",
+        limit: int = 1000,
+    ) -> VersionsPage: ...
+    def upload(self, bucket: str, key: str, upload_id: str) -> Upload: ...  # NoSuchUpload
+    def uploads(
+        self, bucket: str, prefix: str = "", after_key: str = "", after_upload_id: str = "", limit: int = 1000
+    ) -> list[Upload]: ...
+    def parts(self, upload_id: str, after: int = 0, limit: int = 10_000) -> list[Part]: ...
+    def locations(self, chunk_ids: Iterable[bytes], scope: int = 0) -> dict[bytes, Location]: ...  # unknown: left out
+    def users(self) -> list[User]: ...
+    def user_by_access_key(self, access_key: str) -> User | None: ...
+    def nodes(self) -> list[NodeEntry]: ...
+    def segment(self, segment_id: int) -> Segment | None: ...
+    def segments(self) -> Iterator[Segment]: ...
+    # the tree view (design.md section 7); path components are key components
+    def lookup(self, bucket: str, parent: str, name: str) -> Child | None:
+        """`parent` is "" or ends in "/". A directory (marker or anything below) wins
+        over a file of the same name."""
+        ...
+
+    def children(self, bucket: str, parent: str, after: str = "", limit: int = 1000) -> list[Child]:
+        """Names > after in the directory, in key order, without hidden names (names of
+        "", ".", "..", with NUL, over 255 bytes, files shadowed by a directory)."""
+        ...
+
+    def names(self, file_id: int) -> list[tuple[str, str]]: ...  # (bucket, key) of every hard link
+    def hidden_keys(self) -> int: ...  # keys the tree cannot show
+    def counters(self) -> dict[str, int]: ...  # objects, versions, logical_bytes, chunks, chunk_bytes, stored_bytes …
+
+
+class FeedBatch(Struct, frozen=True):
+    """A stretch of the journal, in order. `dropped`: the subscriber fell out of the
+    window; it must drop all caches and reread. `touched` names what changed."""
+
+    first_lsn: int
+    last_lsn: int
+    records: list[Record]
+    touched: list[Touched]
+    dropped: bool = False
+
+
+Confirm = Callable[[], Awaitable[None]]
+
+
+class Index(Protocol):
+    """The commit order. Errors of commit: whatever the change's docstring names, and
+    WritesStopped, IndexUnavailable. A commit whose request_id was answered already
+    returns that answer."""
+
+    keymap: KeymapReader
+
+    async def commit(self, change: Change, origin: Origin, *, durable: bool = True) -> CommitResult:
+        """Decide, order, apply. Returns once applied and, if `durable`, synced on m+1
+        nodes, and after every confirming subscriber but origin.mount_id confirmed."""
+        ...
+
+    async def freshen(self) -> None:
+        """Return once the keymap has applied everything answered to anyone before the
+        call. Usually returns at once, without suspending."""
+        ...
+
+    async def wait_durable(self, lsn: int) -> None: ...  # at once if already
+    def durable_lsn(self) -> int: ...
+    def subscribe(
+        self, *, subscriber_id: str, confirms: bool, from_lsn: int | None = None
+    ) -> AsyncIterator[tuple[FeedBatch, Confirm]]:
+        """The change feed from `from_lsn` on (None: from now). A confirming subscriber
+        must await confirm() after each batch within LEASE_SECONDS, or it is dropped (its
+        next batch says so)."""
+        ...
+
+    async def read_frame(self, location: JournalLocation) -> bytes: ...  # verified, from any good replica
+    async def aclose(self) -> None: ...

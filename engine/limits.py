@@ -1,0 +1,40 @@
+"""Limits, each with its source; their relations are asserted at import."""
+
+from __future__ import annotations
+
+KEY_BYTES_MAX = 1024  # S3 API: object key names
+METADATA_BYTES_MAX = 2048  # S3 API: user metadata
+OBJECT_BYTES_MAX = 50 * 1024**4  # S3 API: 50 TiB
+PUT_BYTES_MAX = 5 * 1024**3  # S3 API: single PUT, single part, CopyObject
+PART_BYTES_MIN = 5 * 1024**2  # S3 API: all but the last part
+PARTS_MAX = 10_000  # S3 API
+PART_NUMBER_MAX = 10_000  # S3 API
+LIST_KEYS_MAX = 1000  # S3 API
+DELETE_KEYS_MAX = 1000  # S3 API: DeleteObjects
+TAGS_OBJECT_MAX = 10  # S3 API
+TAGS_BUCKET_MAX = 50  # S3 API
+TAG_KEY_CHARACTERS_MAX = 128  # S3 API
+TAG_VALUE_CHARACTERS_MAX = 256  # S3 API
+NAME_BYTES_MAX = 255  # POSIX NAME_MAX
+XATTR_BYTES_MAX = 65536  # Linux xattr(7)
+
+CHUNK_BYTES_MIN = 64 * 1024  # design.md: FastCDC 64/256/1024 KiB
+CHUNK_BYTES_AVERAGE = 256 * 1024
+CHUNK_BYTES_MAX = 1024 * 1024
+FRAME_HEADER_BYTES = 96  # engine/FORMAT.md
+STRIPE_BYTES_MAX = CHUNK_BYTES_MAX + FRAME_HEADER_BYTES  # encode ~1 MiB at once: fits caches
+SEGMENT_BYTES_MAX = 256 * 1024**2  # design.md: sealed at 256 MiB of data
+INLINE_BYTES_MAX = 64 * 1024  # content up to this rides in its commit record
+MANIFEST_ENTRIES_MAX = 1024  # more become a tree; a node of 1,024 entries is ~45 KiB
+JOURNAL_FILE_BYTES_MAX = 64 * 1024**2
+JOURNAL_BATCH_RECORDS_MAX = 256
+JOURNAL_BATCH_BYTES_MAX = 8 * 1024**2
+COMMIT_BYTES_MAX = 16 * 1024**2  # one message on the index socket
+COMMIT_QUEUE_MAX = 1024
+FEED_RECORDS_MAX = 10_000  # a subscriber further behind drops its caches
+LEASE_SECONDS = 5.0  # a mount that confirms no invalidation this long is dropped
+COMPRESSION_SAVING_MIN = 0.03  # keep compressed only if it saves 3 %
+
+assert INLINE_BYTES_MAX < COMMIT_BYTES_MAX < JOURNAL_FILE_BYTES_MAX
+assert CHUNK_BYTES_MIN < CHUNK_BYTES_AVERAGE < CHUNK_BYTES_MAX < STRIPE_BYTES_MAX < SEGMENT_BYTES_MAX
+assert MANIFEST_ENTRIES_MAX * 64 <= CHUNK_BYTES_MAX, "a manifest node must fit one chunk"

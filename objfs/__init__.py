@@ -1,0 +1,3 @@
+"""The objfs command and the FUSE door."""
+
+__version__ = "0.1.0"
