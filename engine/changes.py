@@ -247,6 +247,7 @@ class SealSegment(Struct, frozen=True, omit_defaults=True, tag="seal_segment"):
     segment_id: int
     size: int  # bytes of one fragment file
     fragments_lost: list[int] = []  # fragment indexes not written whole: below full protection
+    stripes: int = 0
 
 
 class FragmentsRepaired(Struct, frozen=True, omit_defaults=True, tag="fragments_repaired"):
@@ -268,7 +269,7 @@ class SetNode(Struct, frozen=True, omit_defaults=True, tag="set_node"):
     path: str
     domain: str = ""
     state: NodeState = NodeState.HEALTHY
-    replaces: str | None = None  # node id this one takes the place of
+    generation: int = 1
 
 
 Change = (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Protocol
 
 from engine.changes import Change, CommitResult, Origin
@@ -49,7 +51,15 @@ class Store(Protocol):
     async def aclose(self) -> None: ...
 
 
-async def open_store(data: str, *, create_index: bool = True) -> Store:
-    """Open the store at DATA: as a client when a server has it open, else itself (takes
-    DATA/lock). Errors: NotAStore, UnknownFormat, StoreInUse, WritesStopped."""
+@asynccontextmanager
+async def open_store(data: str | Path) -> AsyncIterator[Store]:
+    """`async with open_store(DATA) as store`: as a client when a server has it open, else
+    itself (takes DATA/lock). Errors: NotAStore, UnknownFormat, StoreInUse, WritesStopped.
+
+    Beyond the protocol above Store has: users (lookup(access_key) -> Credential|None, add,
+    list), query(sql) -> pyarrow.Table, status() -> dict, fsck() -> list[str],
+    replace_node(node_id, path), space() -> (total, free), check_space(bytes) raising NodeFull,
+    expand(manifest) -> async iterator of leaf entries, bucket names via keymap.
+    """
     raise NotImplementedError
+    yield

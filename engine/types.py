@@ -298,6 +298,7 @@ class NodeEntry(Struct, frozen=True, omit_defaults=True):
     path: str
     domain: str = ""
     state: NodeState = NodeState.HEALTHY
+    generation: int = 1  # raised when the node's place is taken by an empty one
 
 
 class SegmentState(StrEnum):
@@ -318,6 +319,8 @@ class Segment(Struct, frozen=True, omit_defaults=True):
     state: SegmentState = SegmentState.OPEN
     size: int = 0
     code: str = "isa_l_rs_cauchy"
+    stripes: int = 0
+    fragments_lost: list[int] = []  # fragment indexes known to be not whole
 
 
 encode_msgpack = msgspec.msgpack.Encoder().encode
