@@ -8,12 +8,13 @@ its methods may run concurrently on one event loop.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 
 import anyio.to_thread
 
-from engine.errors import Unreadable
+from engine.errors import FragmentCorrupt, Unreadable
 from engine.frames import decode_frame
 from engine.interfaces import DataPlane, Index
 from engine.manifests import cut, decode_manifest
@@ -87,6 +88,12 @@ class ContentReader:
             else:
                 yield entry
 
+    async def verify(self, chunk_id: bytes) -> None:
+        """Read the chunk from the nodes, past the cache, and hash it again. Raises
+        Unreadable, FragmentCorrupt."""
+        frames = await self._frames([chunk_id])
+        await anyio.to_thread.run_sync(_rehash, frames)
+
     async def _materialise(self, entries: Sequence[Entry]) -> list[memoryview]:
         wanted = [entry.chunk_id for entry in entries if isinstance(entry, (ChunkEntry, SliceEntry))]
         plains = await self._chunks(wanted)
@@ -149,3 +156,9 @@ class ContentReader:
 
 def _decode_frames(frames: dict[bytes, bytes]) -> dict[bytes, bytes]:
     return {chunk_id: decode_frame(frame, chunk_id) for chunk_id, frame in frames.items()}
+
+
+def _rehash(frames: dict[bytes, bytes]) -> None:
+    for chunk_id, plain in _decode_frames(frames).items():
+        if hashlib.sha256(plain).digest() != chunk_id:
+            raise FragmentCorrupt(f"chunk {chunk_id.hex()} does not hash to its name")

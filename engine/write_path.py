@@ -140,7 +140,18 @@ async def grow(entries: Sequence[Entry], sink: ChunkSink) -> Manifest:
     return Manifest(level)
 
 
-def _cut_and_hash(chunker: Chunker, blocks: list[Buffer], final: bool) -> list[tuple[bytes, Buffer]]:
+async def cut_into(blocks: Sequence[Buffer], sink: ChunkSink) -> list[Entry]:
+    """Chunk `blocks` as one run of bytes, store what is new, and return the entries."""
+    total = sum(map(len, blocks))
+    if total <= ON_LOOP_BYTES:
+        chunks = _cut_and_hash(Chunker(), blocks, True)
+    else:
+        chunks = await anyio.to_thread.run_sync(_cut_and_hash, Chunker(), blocks, True)
+    await sink.add(chunks)
+    return [ChunkEntry(chunk_id, len(plain)) for chunk_id, plain in chunks]
+
+
+def _cut_and_hash(chunker: Chunker, blocks: Sequence[Buffer], final: bool) -> list[tuple[bytes, Buffer]]:
     chunks: list[Buffer] = []
     for block in blocks:
         chunks += chunker.feed(block)

@@ -1,0 +1,273 @@
+"""Making, opening and joining a store.
+
+The process that takes DATA/lock owns the store: it runs the index in itself, serves the
+index socket and maintenance. Every other process joins over the socket. Both get the
+same Parts; only where commits are decided differs.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+
+from engine.changes import Change, OpenSegment, Origin, SealSegment, SetNode
+from engine.coding import check_code
+from engine.errors import IndexUnavailable, NotAStore, StoreError, StoreInUse
+from engine.index.client import open_index_client
+from engine.index.local import LocalIndex, open_local_index
+from engine.index.server import serve_index
+from engine.interfaces import Index
+from engine.maintenance import ORIGIN, Maintenance
+from engine.nodes.descriptor import (
+    NodeDescriptor,
+    NodePlace,
+    StoreDescriptor,
+    read_store_descriptor,
+    write_node_descriptor,
+    write_store_descriptor,
+)
+from engine.nodeset import NodeSet
+from engine.secrets import RootKeys, create_store_key, new_access_key, new_secret_key, write_root_keys
+from engine.segments.plane import SegmentPlane
+from engine.types import NodeEntry, NodeState
+
+JOIN_SECONDS = 10.0
+IDLE_SEAL_SECONDS = 30.0
+
+logger = logging.getLogger("objfs.store")
+
+
+@dataclass
+class Parts:
+    """What a Store is made of. `owner` is None in a process that joined another's store."""
+
+    data: Path
+    descriptor: StoreDescriptor
+    nodes: NodeSet
+    index: Index
+    plane: SegmentPlane
+    owner: LocalIndex | None
+    maintenance: Maintenance | None
+
+    async def journal_under_redundancy(self) -> int:
+        return await self.index.journal_under_redundancy()
+
+    async def recount(self) -> list[str]:
+        return await self.index.recount()
+
+    async def tables_lag(self) -> int | None:
+        """Records the tables are behind, or None while nobody runs them."""
+        from engine.tables.client import applied_lsn  # the status of a store must not import duckdb
+
+        applied = await applied_lsn(self.data)
+        return None if applied is None else max(self.index.keymap.applied_lsn() - applied, 0)
+
+
+# -- making a store ------------------------------------------------------------
+
+
+def init_store(
+    data: str | Path,
+    *,
+    k: int = 4,
+    m: int = 2,
+    nodes: list[tuple[str, str]] | None = None,
+    root_access_key: str | None = None,
+    root_secret_key: str | None = None,
+) -> list[str]:
+    """Make a store at DATA over `nodes` (path, domain); default k+m directories under
+    DATA/nodes. Returns warnings about the layout. Raises StoreError if DATA holds a store,
+    a node path is taken, or the code does not fit the nodes."""
+    data = Path(data).absolute()
+    check_code(k, m)
+    if (data / "store.json").exists():
+        raise StoreError(f"{data} holds a store already; choose another --data, or use it as it is")
+    if nodes is None:
+        nodes = [(str(data / "nodes" / str(number)), "") for number in range(1, k + m + 1)]
+    if len(nodes) < k + m:
+        raise StoreError(f"code {k}+{m} needs at least {k + m} nodes, {len(nodes)} were named; add --node")
+    paths = [os.path.abspath(path) for path, _ in nodes]
+    if len(set(paths)) < len(paths):
+        raise StoreError("a node path is named twice; every node needs a directory of its own")
+    store_id = secrets.token_hex(16)
+    places = [
+        NodePlace(node_id=f"node{number}", path=path, domain=domain)
+        for number, (path, (_, domain)) in enumerate(zip(paths, nodes, strict=True), 1)
+    ]
+    descriptor = StoreDescriptor(store_id=store_id, k=k, m=m, nodes=places)
+    for place in places:
+        directory = Path(place.path)
+        if directory.is_dir() and any(directory.iterdir()):
+            raise StoreError(f"node directory {directory} is not empty; empty it or name another")
+    data.mkdir(parents=True, exist_ok=True)
+    for place in places:
+        Path(place.path).mkdir(parents=True, exist_ok=True)
+        write_node_descriptor(Path(place.path), NodeDescriptor(store_id=store_id, node_id=place.node_id, k=k, m=m))
+    create_store_key(data)
+    write_root_keys(data, RootKeys(root_access_key or new_access_key(), root_secret_key or new_secret_key()))
+    write_store_descriptor(data, descriptor)  # last: from here on DATA is a store
+    opened = NodeSet(descriptor)
+    try:
+        return opened.warnings()
+    finally:
+        opened.close()
+
+
+# -- opening and joining -------------------------------------------------------
+
+
+@asynccontextmanager
+async def open_parts(data: Path, *, join: bool = True) -> AsyncIterator[Parts]:
+    """Own the store, or join its owner. Raises NotAStore, UnknownFormat, StoreInUse (when
+    its owner does not answer, or with `join` unset), WritesStopped."""
+    data = data.absolute()
+    descriptor = read_store_descriptor(data)
+    with _owner_lock(data) as owned:
+        if owned:
+            async with _own(data, descriptor) as parts:
+                yield parts
+            return
+    if not join:
+        raise StoreInUse(f"{data} is open in another process; stop it first")
+    async with _join(data, descriptor) as parts:
+        yield parts
+
+
+@contextmanager
+def _owner_lock(data: Path):  # type: ignore[no-untyped-def]
+    descriptor = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+@asynccontextmanager
+async def _own(data: Path, descriptor: StoreDescriptor) -> AsyncIterator[Parts]:
+    nodes = NodeSet(descriptor)
+    try:
+        async with open_local_index(
+            data / "index", nodes.nodes, store_id=descriptor.store_id, m=descriptor.m
+        ) as index:
+            await _register_nodes(index, nodes)
+            maintenance = Maintenance(index, nodes)
+            await maintenance.seal_orphans()
+            plane = _open_plane(index, nodes, owner=_owner_name())
+            parts = Parts(data, descriptor, nodes, index, plane, index, maintenance)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(maintenance.run)
+                tasks.start_soon(_seal_when_idle, plane)
+                tasks.start_soon(_serve_index, index, data, maintenance)
+                try:
+                    yield parts
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await plane.aclose()
+                    tasks.cancel_scope.cancel()
+    finally:
+        nodes.close()
+
+
+async def _serve_index(index: LocalIndex, data: Path, maintenance: Maintenance) -> None:
+    async def owner_gone(owner: str) -> None:
+        await maintenance.seal_orphans(owner=owner)
+
+    await serve_index(index, data / "index", on_owner_gone=owner_gone)
+
+
+@asynccontextmanager
+async def _join(data: Path, descriptor: StoreDescriptor) -> AsyncIterator[Parts]:
+    nodes = NodeSet(descriptor)
+    try:
+        async with open_index_client(data / "index", join_seconds=JOIN_SECONDS) as index:
+            plane = _open_plane(index, nodes, owner=_owner_name())
+            parts = Parts(data, descriptor, nodes, index, plane, None, None)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_follow_nodes, index, nodes)
+                tasks.start_soon(_seal_when_idle, plane)
+                try:
+                    yield parts
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await plane.aclose()
+                    tasks.cancel_scope.cancel()
+    except IndexUnavailable as error:
+        raise StoreInUse(f"{data} is open in another process that does not answer ({error})") from error
+    finally:
+        nodes.close()
+
+
+async def _follow_nodes(index: Index, nodes: NodeSet) -> None:
+    """Open again, once a second, nodes that came back."""
+    while True:
+        for place in index.keymap.nodes():
+            await anyio.to_thread.run_sync(nodes.probe, place)
+        await anyio.sleep(1.0)
+
+
+async def _register_nodes(index: LocalIndex, nodes: NodeSet) -> None:
+    """Tell a new index about the nodes store.json names."""
+    known = {place.node_id for place in index.keymap.nodes()}
+    for place in nodes.descriptor.nodes:
+        if place.node_id not in known:
+            state = NodeState.HEALTHY if place.node_id in nodes.nodes else NodeState.LOST
+            await index.commit(SetNode(place.node_id, place.path, place.domain, state, place.generation), ORIGIN)
+
+
+def _open_plane(index: Index, nodes: NodeSet, owner: str) -> SegmentPlane:
+    async def announce(change: OpenSegment | SealSegment) -> None:
+        await index.commit(change, Origin(requester=owner))
+
+    async def report_failure(node_id: str, reason: str) -> None:
+        for place in index.keymap.nodes():
+            if place.node_id == node_id and place.state is NodeState.HEALTHY:
+                logger.warning("node %s failed: %s", node_id, reason)
+                lost = SetNode(node_id, place.path, place.domain, NodeState.LOST, place.generation)
+                await index.commit(lost, ORIGIN)
+
+    def usable() -> list[NodeEntry]:
+        return [
+            place
+            for place in index.keymap.nodes()
+            if place.state is NodeState.HEALTHY and place.node_id in nodes.nodes
+        ]
+
+    return SegmentPlane(
+        nodes=nodes.nodes,
+        k=nodes.descriptor.k,
+        m=nodes.descriptor.m,
+        owner=owner,
+        announce=announce,
+        segment_of=index.keymap.segment,
+        healthy=usable,
+        report_failure=report_failure,
+    )
+
+
+async def _seal_when_idle(plane: SegmentPlane) -> None:
+    """An open segment nobody appends to is sealed, so that it can be repaired and read
+    without its owner."""
+    while True:
+        await anyio.sleep(IDLE_SEAL_SECONDS / 4)
+        if plane.idle_seconds() > IDLE_SEAL_SECONDS:
+            await plane.seal()
+
+
+def _owner_name() -> str:
+    return f"{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(4)}"

@@ -1,0 +1,64 @@
+"""objfs node replace: an empty directory takes a lost node's place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from engine.changes import SetNode
+from engine.errors import StoreError
+from engine.maintenance import ORIGIN
+from engine.nodes.descriptor import NodeDescriptor, read_store_descriptor, write_node_descriptor, write_store_descriptor
+from engine.opening import Parts
+from engine.types import NodeEntry, NodeState
+
+
+async def replace_node(parts: Parts, node_id: str, path: str | None = None) -> None:
+    """Write this store's descriptor, with a new generation, into the empty directory at
+    `path` (default: where the node was) and set the node to rebuilding; the owner's
+    maintenance fills it. Raises StoreError when the node is not lost, the directory is
+    missing or not empty."""
+    await parts.index.freshen()
+    place = next((place for place in parts.index.keymap.nodes() if place.node_id == node_id), None)
+    if place is None:
+        known = ", ".join(entry.node_id for entry in parts.index.keymap.nodes())
+        raise StoreError(f"there is no node {node_id}; the nodes are {known}")
+    if place.state is not NodeState.LOST:
+        raise StoreError(f"node {node_id} is {place.state}, not lost; only a lost node can be replaced")
+    target = os.path.abspath(path or place.path)
+    replaced = await anyio.to_thread.run_sync(_take_place, parts, place, target)
+    await parts.index.commit(
+        SetNode(node_id, replaced.path, replaced.domain, NodeState.REBUILDING, replaced.generation), ORIGIN
+    )
+
+
+def _take_place(parts: Parts, place: NodeEntry, target: str) -> NodeEntry:
+    directory = Path(target)
+    if not directory.is_dir():
+        raise StoreError(f"{target} is no directory; make or mount it first")
+    if any(entry.name != "lost+found" for entry in directory.iterdir()):
+        raise StoreError(f"{target} is not empty; empty it or name another directory")
+    replaced = msgspec.structs.replace(place, path=target, generation=place.generation + 1)
+    descriptor = read_store_descriptor(parts.data)
+    write_node_descriptor(
+        directory,
+        NodeDescriptor(
+            store_id=descriptor.store_id,
+            node_id=place.node_id,
+            k=descriptor.k,
+            m=descriptor.m,
+            generation=replaced.generation,
+        ),
+    )
+    places = [
+        msgspec.structs.replace(entry, path=target, generation=replaced.generation)
+        if entry.node_id == place.node_id
+        else entry
+        for entry in descriptor.nodes
+    ]
+    write_store_descriptor(parts.data, msgspec.structs.replace(descriptor, nodes=places))
+    return replaced
