@@ -1,0 +1,62 @@
+"""Text for people out of what `objfs status --json` holds. Pure functions; no store here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from objfs.commands.common import columns
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+def render_status(report: Mapping[str, Any]) -> str:
+    """The page `objfs status` prints."""
+    journal, tables, space = report["journal"], report["tables"], report["space"]
+    facts = [
+        ("store", f"{report['store_id']}, code {report['code']}"),
+        ("health", _health(report)),
+        ("objects", f"{report['objects']:,} ({report['versions']:,} versions)"),
+        ("content", f"{size(report['logical_bytes'])}, of which {size(report['unique_bytes'])} unique"),
+        ("deduplication", f"{report['dedup_ratio']:.2f} : 1"),
+        ("compression", f"{report['compression_ratio']:.2f} : 1"),
+        ("on nodes", f"{size(report['node_bytes'])}, {size(report['reserved'])} of it in reserve"),
+        ("room", f"for {size(space['content_free'])} more content, of {size(space['content_total'])}"),
+        ("journal", f"LSN {journal['ordered_lsn']:,}, {_behind(journal['lag_records'])} in sync"),
+        ("tables", f"{_behind(tables['lag_records'])} the journal"),
+        ("oldest pin", "none" if report["oldest_pin"] is None else str(report["oldest_pin"])),
+        ("hidden keys", f"{report['hidden_keys']:,}" + (" (no path at the mount)" if report["hidden_keys"] else "")),
+    ]
+    lines = [f"{name + ':':<15}{value}" for name, value in facts]
+    lines += [f"{'note:':<15}{warning}" for warning in report["warnings"]]
+    return "\n".join([*lines, "", columns(node_rows(report["nodes"]))])
+
+
+def node_rows(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """A heading and one row per node."""
+    rows: list[tuple[str, ...]] = [("NODE", "STATE", "HOLDS", "DOMAIN", "PATH")]
+    for node in nodes:
+        used = node["used_bytes"]
+        rows.append(
+            (node["id"], node["state"], "-" if used is None else size(used), node["domain"] or "-", node["path"])
+        )
+    return rows
+
+
+def size(count: int) -> str:
+    """Bytes in the largest unit that keeps them at 1 or more: 1536 → "1.5 KiB"."""
+    amount, unit = float(count), 0
+    while amount >= 1024 and unit < len(_UNITS) - 1:
+        amount, unit = amount / 1024, unit + 1
+    return f"{count} B" if unit == 0 else f"{amount:.1f} {_UNITS[unit]}"
+
+
+def _health(report: Mapping[str, Any]) -> str:
+    under = report["under_redundancy"]
+    return f"{report['health']}, {under:,} stripes or journal records below full protection"
+
+
+def _behind(records: int | None) -> str:
+    if records is None:
+        return "not running, behind"
+    return "0 records behind" if records == 0 else f"{records:,} records behind"
