@@ -1,0 +1,1 @@
+"""Storage nodes: places for fragment and journal files, behind engine.interfaces.Node."""

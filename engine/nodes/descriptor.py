@@ -1,0 +1,96 @@
+"""The descriptors: `store.json` under DATA says what the store is, `objfs-node.json` on a
+node says whose it is. Both are small JSON files, written atomically and synced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from engine.durable_files import write_durably
+from engine.errors import NodeUnavailable, NotAStore, UnknownFormat, WrongStore
+
+FORMAT = 1
+STORE_DESCRIPTOR_NAME = "store.json"
+NODE_DESCRIPTOR_NAME = "objfs-node.json"
+
+
+class StoreDescriptor(Struct, frozen=True, kw_only=True):
+    store_id: str
+    k: int
+    m: int
+    code: str = "isa_l_rs_cauchy"
+    node_paths: list[str] = []
+    format: int = FORMAT
+
+
+class NodeDescriptor(Struct, frozen=True, kw_only=True):
+    store_id: str
+    node_id: str
+    k: int = 0  # the store's default code, so that the nodes alone rebuild store.json
+    m: int = 0
+    code: str = "isa_l_rs_cauchy"
+    domain: str = ""
+    generation: int = 1
+    format: int = FORMAT
+
+
+_Descriptor = TypeVar("_Descriptor", StoreDescriptor, NodeDescriptor)
+
+
+def read_store_descriptor(data: Path) -> StoreDescriptor:
+    """Raises NotAStore, UnknownFormat."""
+    path = data / STORE_DESCRIPTOR_NAME
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotAStore(f"{data} holds no store: {STORE_DESCRIPTOR_NAME} is missing; run `objfs init`") from error
+    try:
+        return _decode(content, StoreDescriptor, path)
+    except msgspec.MsgspecError as error:
+        raise NotAStore(f"{path} is damaged ({error}); write it again from a node's {NODE_DESCRIPTOR_NAME}") from error
+
+
+def write_store_descriptor(data: Path, descriptor: StoreDescriptor) -> None:
+    write_durably(data / STORE_DESCRIPTOR_NAME, _encode(descriptor))
+
+
+def read_node_descriptor(node: Path) -> NodeDescriptor:
+    """Raises NodeUnavailable (missing, empty, unreadable), UnknownFormat."""
+    path = node / NODE_DESCRIPTOR_NAME
+    try:
+        return _decode(path.read_bytes(), NodeDescriptor, path)
+    except FileNotFoundError as error:
+        state = "has no node descriptor (is its disk mounted?)" if node.is_dir() else "is missing"
+        raise NodeUnavailable(f"node {node} {state}") from error
+    except OSError as error:
+        raise NodeUnavailable(f"node {node} cannot be read: {error.strerror}") from error
+    except msgspec.MsgspecError as error:
+        raise NodeUnavailable(f"{path} is damaged: {error}") from error
+
+
+def write_node_descriptor(node: Path, descriptor: NodeDescriptor) -> None:
+    """Make the existing directory `node` a node, or update its descriptor."""
+    write_durably(node / NODE_DESCRIPTOR_NAME, _encode(descriptor))
+
+
+def check_ownership(found: NodeDescriptor, path: str, store_id: str, node_id: str) -> None:
+    """Raises WrongStore unless the node at `path` is this store's `node_id`."""
+    if found.store_id != store_id:
+        raise WrongStore(f"node {path} belongs to store {found.store_id}, not to {store_id}")
+    if found.node_id != node_id:
+        raise WrongStore(f"node {path} is {found.node_id}, expected {node_id}: are disks swapped?")
+
+
+def _encode(descriptor: StoreDescriptor | NodeDescriptor) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(descriptor)) + b"\n"
+
+
+def _decode(content: bytes, kind: type[_Descriptor], path: Path) -> _Descriptor:
+    # The format is looked at first: a newer descriptor may have other fields.
+    found = msgspec.json.decode(content, type=dict[str, object]).get("format")
+    if found != FORMAT:
+        raise UnknownFormat(f"{path} has format {found}, this release knows {FORMAT}")
+    return msgspec.json.decode(content, type=kind)
