@@ -250,7 +250,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(message: str) -> int:
     print("objfs: " + " ".join(message.split("\n")), file=sys.stderr)
     return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,42 @@
+"""README against the code: commands, options and SQL columns."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from objfs.cli import make_parser
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def leaves(parser: argparse.ArgumentParser, words: str = "objfs") -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not groups:
+        yield words, parser
+    for group in groups:
+        for name, child in group.choices.items():
+            yield from leaves(child, f"{words} {name}")
+
+
+def test_readme_names_every_command_and_option() -> None:
+    for words, parser in leaves(make_parser()):
+        assert f"`{words}" in README, words
+        for action in parser._actions:
+            for option in action.option_strings:
+                assert option in ("-h", "--help") or option in README, f"{words} {option}"
+
+
+def test_every_command_line_in_readme_parses() -> None:
+    lines = [
+        line.removeprefix("$ ").removeprefix(".venv/bin/")
+        for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+        for line in block.splitlines()
+    ]
+    typed = [line for line in lines if line.startswith("objfs ")]
+    assert typed
+    for line in typed:
+        make_parser().parse_args(shlex.split(line, comments=True)[1:])
