@@ -8,8 +8,12 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
+
+from engine.tables.schema import TABLES, VIEWS, create_table
 from objfs.cli import make_parser
 
+INTERNAL = ("tables_state", "journal_buckets", "journal_uploads", "journal_events")  # how the tables keep themselves
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
@@ -40,3 +44,22 @@ def test_every_command_line_in_readme_parses() -> None:
     assert typed
     for line in typed:
         make_parser().parse_args(shlex.split(line, comments=True)[1:])
+
+
+def relations() -> dict[str, list[str]]:
+    """Every relation a person may ask, with its columns in order, as DuckDB has them."""
+    with duckdb.connect() as connection:
+        for name in TABLES:
+            connection.execute(create_table(name))
+        for name, query in VIEWS.items():
+            connection.execute(f"CREATE VIEW {name} AS {query}")
+        return {
+            name: [column for column, *_ in connection.execute(f"SELECT * FROM {name} LIMIT 0").description]
+            for name in [*VIEWS, *TABLES]
+            if not name.startswith(INTERNAL)
+        }
+
+
+def test_readme_lists_every_relation_with_its_columns() -> None:
+    listed = re.findall(r"^\| `(\w+)` \| [^|]+ \| (.+) \|$", README, re.M)
+    assert {name: columns.split(", ") for name, columns in listed} == relations()

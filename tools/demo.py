@@ -230,10 +230,8 @@ class Demonstration:
         run(["diff", "-r", str(tree), str(self.path(prefix))])
 
     def sizes(self) -> dict[str, int]:
-        return {
-            "logical_bytes": int(self.store.sql("SELECT sum(size) AS bytes FROM inventory")[0]["bytes"]),
-            **self.store.sql("SELECT sum(length) AS unique_bytes, sum(stored_length) AS stored_bytes FROM chunks")[0],
-        }
+        sizes: dict[str, int] = self.store.sql("SELECT logical_bytes, unique_bytes, stored_bytes FROM space")[0]
+        return sizes
 
     def object_sha256(self, key: str) -> str:
         digest = hashlib.sha256()
