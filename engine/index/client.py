@@ -1,0 +1,256 @@
+"""IndexClient: the Index of a process that joined a store.
+
+Commits cross the index socket; the keymap is read from its file, frames that ride in the
+journal from the nodes. When the index process restarts the client reconnects, and a
+commit in flight is sent again with the same request id: the index answers what it
+answered (or decides it for the first time). One event loop per client.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import msgspec
+from anyio.abc import ByteStream
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from engine.changes import Change, CommitResult, Origin
+from engine.errors import IndexUnavailable, StoreError
+from engine.index.page import PageReader
+from engine.index.server import SOCKET_NAME
+from engine.index.sockets import connect
+from engine.index.wire import (
+    AskCall,
+    ClientMessage,
+    CommitCall,
+    ConfirmCall,
+    DurableCall,
+    FeedPush,
+    FrameReader,
+    Hello,
+    Reply,
+    SubscribeCall,
+    encode,
+    raise_error,
+    server_decoder,
+)
+from engine.interfaces import Confirm, FeedBatch, Node
+from engine.journal.reading import read_journal_frame
+from engine.keymap.reader import SqliteKeymap
+from engine.types import JournalLocation
+
+RETRY_SECONDS = 10.0
+RECONNECT_SECONDS = 0.1
+FEED_BATCHES_MAX = 64
+
+logger = logging.getLogger("objfs.index")
+
+
+class ConnectionLost(StoreError):
+    """The index went away while a call was in flight."""
+
+
+class _Call:
+    def __init__(self) -> None:
+        self.done = anyio.Event()
+        self.reply: Reply | None = None
+
+
+class IndexClient:
+    """See the module; made by open_index_client()."""
+
+    def __init__(self, directory: Path, nodes: Mapping[str, Node], owner: str) -> None:
+        self.keymap = SqliteKeymap(directory / "keymap.sqlite")
+        self.on_reconnect: Callable[[], Awaitable[None]] | None = None
+        self._directory = directory
+        self._nodes = nodes
+        self._owner = owner
+        self._page = PageReader(directory / "page")
+        self._stream: ByteStream | None = None
+        self._connected = anyio.Event()
+        self._sending = anyio.Lock()
+        self._calls: dict[int, _Call] = {}
+        self._feeds: dict[int, MemoryObjectSendStream[FeedBatch]] = {}
+        self._next_call = 0
+
+    # -- Index -----------------------------------------------------------------
+
+    async def commit(self, change: Change, origin: Origin, *, durable: bool = True) -> CommitResult:
+        if not origin.request_id:  # the token that makes a retry safe
+            origin = msgspec.structs.replace(origin, request_id=secrets.token_hex(8))
+        reply = await self._call(lambda call: CommitCall(call, change, origin, durable))
+        assert reply.result is not None, "a commit's reply carries its result"
+        return reply.result
+
+    async def freshen(self) -> None:
+        """Nothing to wait for: the index applies before it answers, and every keymap read
+        starts a new snapshot of the same file."""
+
+    def durable_lsn(self) -> int:
+        return self._page.durable_lsn()
+
+    async def wait_durable(self, lsn: int) -> None:
+        if self._page.durable_lsn() < lsn:
+            await self._call(lambda call: DurableCall(call, lsn))
+
+    async def recount(self) -> list[str]:
+        return (await self._call(lambda call: AskCall(call, "recount"))).lines
+
+    async def journal_under_redundancy(self) -> int:
+        return (await self._call(lambda call: AskCall(call, "journal_under_redundancy"))).count or 0
+
+    async def subscribe(
+        self, *, subscriber_id: str, confirms: bool, from_lsn: int | None = None
+    ) -> AsyncIterator[tuple[FeedBatch, Confirm]]:
+        while True:
+            await self._wait_connected(RETRY_SECONDS)
+            number, batches = await self._open_feed(subscriber_id, confirms, from_lsn)
+
+            async def confirm(number: int = number) -> None:
+                if confirms and number in self._feeds:
+                    await self._send(ConfirmCall(number))
+
+            async for batch in batches:
+                yield batch, confirm
+                if from_lsn is not None:
+                    from_lsn = batch.last_lsn + 1
+            # The connection ended: what happened meanwhile is unknown to a follower of now.
+            if from_lsn is None:
+                yield FeedBatch(0, 0, [], [], dropped=True), _nothing
+
+    async def read_frame(self, location: JournalLocation) -> bytes:
+        return await read_journal_frame(self._nodes, location)
+
+    async def aclose(self) -> None:
+        self.keymap.close()
+        self._page.close()
+
+    # -- the connection --------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep a connection until cancelled."""
+        first = True
+        while True:
+            try:
+                stream = await connect(self._directory / SOCKET_NAME)
+            except OSError:
+                await anyio.sleep(RECONNECT_SECONDS)
+                continue
+            async with stream:
+                await self._converse(stream, first)
+            first = False
+
+    async def _converse(self, stream: ByteStream, first: bool) -> None:
+        self._page.reopen()
+        self.keymap.reopen()
+        self._stream = stream
+        try:
+            await stream.send(encode(Hello(self._owner)))
+            self._connected.set()
+            async with anyio.create_task_group() as tasks:
+                if not first and self.on_reconnect is not None:
+                    tasks.start_soon(self.on_reconnect)
+                reader = FrameReader(stream)
+                while True:
+                    await self._receive(server_decoder.decode(await reader.read()))
+        except* (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            logger.info("the index process went away; reconnecting")
+        finally:
+            self._stream = None
+            self._connected = anyio.Event()
+            calls, self._calls = self._calls, {}
+            for call in calls.values():
+                call.done.set()
+            feeds, self._feeds = self._feeds, {}
+            for feed in feeds.values():
+                feed.close()
+
+    async def _receive(self, message: Reply | FeedPush) -> None:
+        if isinstance(message, FeedPush):
+            feed = self._feeds.get(message.subscription)
+            if feed is not None:
+                await feed.send(message.batch)
+            return
+        call = self._calls.pop(message.call, None)
+        if call is not None:
+            call.reply = message
+            call.done.set()
+
+    async def _call(self, make: Callable[[int], ClientMessage]) -> Reply:
+        """Send a call and wait for its reply, over reconnects. Raises IndexUnavailable, and
+        whatever the reply reports."""
+        deadline = anyio.current_time() + RETRY_SECONDS
+        while True:
+            await self._wait_connected(deadline - anyio.current_time())
+            self._next_call += 1
+            number, call = self._next_call, _Call()
+            self._calls[number] = call
+            try:
+                await self._send(make(number))
+                await call.done.wait()
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionLost):
+                await anyio.sleep(RECONNECT_SECONDS)
+            finally:
+                self._calls.pop(number, None)
+            if call.reply is not None:
+                raise_error(call.reply)
+                return call.reply
+
+    async def _wait_connected(self, seconds: float) -> None:
+        with anyio.move_on_after(max(seconds, 0)):
+            await self._connected.wait()
+            return
+        raise IndexUnavailable("the index process does not answer; is objfs serve running?")
+
+    async def _send(self, message: ClientMessage) -> None:
+        if self._stream is None:
+            raise ConnectionLost("the index process went away")
+        async with self._sending:
+            # A half-sent message would spoil the stream for every other call.
+            with anyio.CancelScope(shield=True):
+                await self._stream.send(encode(message))
+
+    async def _open_feed(
+        self, subscriber_id: str, confirms: bool, from_lsn: int | None
+    ) -> tuple[int, MemoryObjectReceiveStream[FeedBatch]]:
+        self._next_call += 1
+        number = self._next_call
+        send, receive = anyio.create_memory_object_stream[FeedBatch](FEED_BATCHES_MAX)
+        self._feeds[number] = send
+        await self._send(SubscribeCall(number, subscriber_id, confirms, from_lsn))
+        return number, receive
+
+
+async def _nothing() -> None:
+    """Confirms a batch nobody waits for."""
+
+
+@asynccontextmanager
+async def open_index_client(
+    directory: Path, *, nodes: Mapping[str, Node], owner: str, join_seconds: float = RETRY_SECONDS
+) -> AsyncIterator[IndexClient]:
+    """Join the index whose socket lies in `directory`. Raises IndexUnavailable."""
+    deadline = anyio.current_time() + join_seconds
+    while True:  # the owner may still be opening: its keymap appears with its socket
+        try:
+            stream = await connect(directory / SOCKET_NAME)
+        except OSError:
+            if anyio.current_time() > deadline:
+                raise IndexUnavailable(f"nobody answers at {directory / SOCKET_NAME}") from None
+            await anyio.sleep(RECONNECT_SECONDS)
+            continue
+        await stream.aclose()
+        break
+    client = IndexClient(directory, nodes, owner)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(client.run)
+        try:
+            yield client
+        finally:
+            tasks.cancel_scope.cancel()
+            await client.aclose()

@@ -1,0 +1,78 @@
+"""The shared page: one small mapped file with the LSNs other processes read at no cost.
+
+Layout (little-endian u64): magic, applied_lsn, durable_lsn. One process writes, any
+number map it. Eight aligned bytes are stored at once, so a reader never sees half a number.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from pathlib import Path
+
+_MAGIC = 0x3130_6567_6170_666F  # "ofpage01"
+_U64 = struct.Struct("<Q")
+_MAGIC_AT, _APPLIED_AT, _DURABLE_AT = 0, 8, 16
+PAGE_BYTES = 4096
+
+
+class PageWriter:
+    """Makes the page anew, so that readers of a former index process must reopen it."""
+
+    def __init__(self, path: Path) -> None:
+        temporary = path.with_name(path.name + ".new")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, PAGE_BYTES)
+            self._map = mmap.mmap(descriptor, PAGE_BYTES)
+        finally:
+            os.close(descriptor)
+        _U64.pack_into(self._map, _MAGIC_AT, _MAGIC)
+        os.replace(temporary, path)
+
+    def set_applied(self, lsn: int) -> None:
+        _U64.pack_into(self._map, _APPLIED_AT, lsn)
+
+    def set_durable(self, lsn: int) -> None:
+        _U64.pack_into(self._map, _DURABLE_AT, lsn)
+
+    def close(self) -> None:
+        self._map.close()
+
+
+class PageReader:
+    """Reads the page; shows zeros while there is none."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._map: mmap.mmap | None = None
+        self.reopen()
+
+    def reopen(self) -> None:
+        self.close()
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            self._map = mmap.mmap(descriptor, PAGE_BYTES, prot=mmap.PROT_READ)
+        finally:
+            os.close(descriptor)
+
+    def applied_lsn(self) -> int:
+        return self._read(_APPLIED_AT)
+
+    def durable_lsn(self) -> int:
+        return self._read(_DURABLE_AT)
+
+    def _read(self, offset: int) -> int:
+        if self._map is None:
+            return 0
+        (value,) = _U64.unpack_from(self._map, offset)
+        return int(value)
+
+    def close(self) -> None:
+        if self._map is not None:
+            self._map.close()
+            self._map = None

@@ -1,0 +1,148 @@
+"""The index socket's server side: one task per call, so calls pipeline and their commits
+share a batch. Knows the Index protocol only."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+import msgspec
+from anyio.abc import ByteStream, TaskGroup
+
+from engine import limits
+from engine.errors import StoreError
+from engine.index.sockets import listen
+from engine.index.wire import (
+    AskCall,
+    BadMessage,
+    ClientMessage,
+    CommitCall,
+    ConfirmCall,
+    DurableCall,
+    FeedPush,
+    FrameReader,
+    Hello,
+    Reply,
+    ServerMessage,
+    SubscribeCall,
+    client_decoder,
+    encode,
+    error_reply,
+)
+from engine.interfaces import Confirm, Index
+
+SOCKET_NAME = "index.sock"
+CALLS_MAX = limits.COMMIT_QUEUE_MAX  # in flight per connection; more wait in the socket
+
+logger = logging.getLogger("objfs.index")
+
+
+class ServedIndex(Index, Protocol):
+    async def recount(self) -> list[str]: ...
+    async def journal_under_redundancy(self) -> int: ...
+
+
+OwnerGone = Callable[[str], Awaitable[None]]
+
+
+async def serve_index(index: ServedIndex, directory: Path, *, on_owner_gone: OwnerGone) -> None:
+    """Serve until cancelled. `on_owner_gone` is told the owner name of each connection
+    that ended, so that its open segments can be sealed."""
+    listener = await listen(directory / SOCKET_NAME)
+
+    async def handle(stream: ByteStream) -> None:
+        connection = _Connection(index, stream)
+        try:
+            async with stream:
+                await connection.run()
+        finally:
+            if connection.owner:
+                try:
+                    await on_owner_gone(connection.owner)
+                except StoreError as error:
+                    logger.warning("sealing the segments of %s: %s", connection.owner, error)
+
+    async with listener:
+        await listener.serve(handle)
+
+
+class _Connection:
+    def __init__(self, index: ServedIndex, stream: ByteStream) -> None:
+        self.owner = ""
+        self._index = index
+        self._stream = stream
+        self._sending = anyio.Lock()
+        self._slots = anyio.CapacityLimiter(CALLS_MAX)
+        self._confirms: dict[int, list[Confirm]] = {}
+
+    async def run(self) -> None:
+        reader = FrameReader(self._stream)
+        try:
+            async with anyio.create_task_group() as tasks:
+                while True:
+                    try:
+                        message = client_decoder.decode(await reader.read())
+                    except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
+                        break
+                    except (BadMessage, msgspec.DecodeError) as error:
+                        logger.warning("index socket: connection dropped: %s", error)
+                        break
+                    await self._dispatch(message, tasks)
+                tasks.cancel_scope.cancel()
+        except* (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            logger.debug("a client of the index went away in the middle of an answer")
+
+    async def _dispatch(self, message: ClientMessage, tasks: TaskGroup) -> None:
+        match message:
+            case Hello():
+                self.owner = message.owner
+            case ConfirmCall():
+                waiting = self._confirms.get(message.subscription)
+                if waiting:
+                    await waiting.pop(0)()
+            case SubscribeCall():
+                tasks.start_soon(self._feed, message)
+            case CommitCall() | DurableCall() | AskCall():
+                await self._slots.acquire_on_behalf_of(message.call)
+                tasks.start_soon(self._answer, message)
+
+    async def _answer(self, message: CommitCall | DurableCall | AskCall) -> None:
+        try:
+            reply = await self._decide(message)
+        except StoreError as error:
+            reply = error_reply(message.call, error)
+        finally:
+            self._slots.release_on_behalf_of(message.call)
+        await self._send(reply)
+
+    async def _decide(self, message: CommitCall | DurableCall | AskCall) -> Reply:
+        match message:
+            case CommitCall():
+                result = await self._index.commit(message.change, message.origin, durable=message.durable)
+                return Reply(message.call, result=result)
+            case DurableCall():
+                await self._index.wait_durable(message.lsn)
+                return Reply(message.call)
+            case AskCall():
+                if message.question == "recount":
+                    return Reply(message.call, lines=await self._index.recount())
+                if message.question == "journal_under_redundancy":
+                    return Reply(message.call, count=await self._index.journal_under_redundancy())
+                raise StoreError(f"the index does not know the question {message.question!r}")
+
+    async def _feed(self, message: SubscribeCall) -> None:
+        confirms = self._confirms.setdefault(message.call, [])
+        batches = self._index.subscribe(
+            subscriber_id=message.subscriber_id, confirms=message.confirms, from_lsn=message.from_lsn
+        )
+        async for batch, confirm in batches:
+            if message.confirms:
+                confirms.append(confirm)
+            await self._send(FeedPush(message.call, batch))
+
+    async def _send(self, message: ServerMessage) -> None:
+        async with self._sending:
+            await self._stream.send(encode(message))
