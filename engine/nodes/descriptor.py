@@ -17,12 +17,23 @@ STORE_DESCRIPTOR_NAME = "store.json"
 NODE_DESCRIPTOR_NAME = "objfs-node.json"
 
 
+class NodePlace(Struct, frozen=True, kw_only=True):
+    """Where a node is. `generation` is raised when an empty directory takes its place."""
+
+    node_id: str
+    path: str
+    domain: str = ""
+    generation: int = 1
+
+
 class StoreDescriptor(Struct, frozen=True, kw_only=True):
+    """`k`, `m` and `code` are the default for new segments; each segment names its own."""
+
     store_id: str
     k: int
     m: int
     code: str = "isa_l_rs_cauchy"
-    node_paths: list[str] = []
+    nodes: list[NodePlace] = []
     format: int = FORMAT
 
 
@@ -57,11 +68,12 @@ def write_store_descriptor(data: Path, descriptor: StoreDescriptor) -> None:
     write_durably(data / STORE_DESCRIPTOR_NAME, _encode(descriptor))
 
 
-def read_node_descriptor(node: Path) -> NodeDescriptor:
-    """Raises NodeUnavailable (missing, empty, unreadable), UnknownFormat."""
+def read_node_descriptor(node: Path, store_id: str | None = None) -> NodeDescriptor:
+    """Raises NodeUnavailable (missing, empty, unreadable), UnknownFormat, and WrongStore
+    if it is not of the store named."""
     path = node / NODE_DESCRIPTOR_NAME
     try:
-        return _decode(path.read_bytes(), NodeDescriptor, path)
+        found = _decode(path.read_bytes(), NodeDescriptor, path)
     except FileNotFoundError as error:
         state = "has no node descriptor (is its disk mounted?)" if node.is_dir() else "is missing"
         raise NodeUnavailable(f"node {node} {state}") from error
@@ -69,19 +81,14 @@ def read_node_descriptor(node: Path) -> NodeDescriptor:
         raise NodeUnavailable(f"node {node} cannot be read: {error.strerror}") from error
     except msgspec.MsgspecError as error:
         raise NodeUnavailable(f"{path} is damaged: {error}") from error
+    if store_id is not None and found.store_id != store_id:
+        raise WrongStore(f"node {node} belongs to store {found.store_id}, not to {store_id}")
+    return found
 
 
 def write_node_descriptor(node: Path, descriptor: NodeDescriptor) -> None:
     """Make the existing directory `node` a node, or update its descriptor."""
     write_durably(node / NODE_DESCRIPTOR_NAME, _encode(descriptor))
-
-
-def check_ownership(found: NodeDescriptor, path: str, store_id: str, node_id: str) -> None:
-    """Raises WrongStore unless the node at `path` is this store's `node_id`."""
-    if found.store_id != store_id:
-        raise WrongStore(f"node {path} belongs to store {found.store_id}, not to {store_id}")
-    if found.node_id != node_id:
-        raise WrongStore(f"node {path} is {found.node_id}, expected {node_id}: are disks swapped?")
 
 
 def _encode(descriptor: StoreDescriptor | NodeDescriptor) -> bytes:

@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.durable_files import sync_directory, write_durably
-from engine.errors import FragmentMissing, NodeFull, NodeUnavailable, StoreError
+from engine.errors import FragmentMissing, NodeFull, NodeUnavailable, StoreError, WrongStore
 from engine.interfaces import Buffer, NodeSpace
-from engine.nodes.descriptor import NODE_DESCRIPTOR_NAME, check_ownership, read_node_descriptor
+from engine.nodes.descriptor import NODE_DESCRIPTOR_NAME, read_node_descriptor
 
 OPEN_FILES_MAX = 128  # file descriptors kept per node and process
 IOV_MAX = 1024  # Linux: buffers per writev
@@ -71,7 +71,9 @@ class DirectoryNode:
         identity = (found.st_dev, found.st_ino, found.st_mtime_ns)
         if identity == self._checked and (root.st_dev, root.st_ino) == self._root_identity:
             return
-        check_ownership(read_node_descriptor(self._root), self.path, self._store_id, self.node_id)
+        node_id = read_node_descriptor(self._root, self._store_id).node_id
+        if node_id != self.node_id:
+            raise WrongStore(f"node {self.path} is {node_id}, expected {self.node_id}: are disks swapped?")
         with self._lock:
             if self._root_identity not in (None, (root.st_dev, root.st_ino)):
                 # Another directory stands here now: what is open belongs to the old one.

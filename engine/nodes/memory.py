@@ -22,6 +22,7 @@ class MemoryNode:
         self.node_id = node_id
         self.path = f"memory:{node_id}"
         self.capacity = capacity
+        self.device = UNKNOWN_DEVICE
         self.vanished = False
         self.files: dict[str, bytearray] = {}
         self.synced: dict[str, bytes] = {}  # what would survive a power loss
@@ -133,7 +134,7 @@ class MemoryNode:
     def space(self) -> NodeSpace:
         with self._lock:
             self.check()
-            return NodeSpace(self.capacity, self.capacity - self._used(), UNKNOWN_DEVICE)
+            return NodeSpace(self.capacity, self.capacity - self._used(), self.device)
 
     def close(self) -> None:
         """Nothing is held open."""
