@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from objfs.commands.common import columns
-
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -41,6 +39,14 @@ def node_rows(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             (node["id"], node["state"], "-" if used is None else size(used), node["domain"] or "-", node["path"])
         )
     return rows
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text in aligned columns, two spaces apart."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def size(count: int) -> str:

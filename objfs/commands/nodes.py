@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 
-from objfs.commands.common import columns, on_store
+from objfs.commands.common import on_store
 
 
 def list_nodes(arguments: argparse.Namespace) -> int:
-    from objfs.render import node_rows
+    from objfs.render import columns, node_rows
 
     report = on_store(arguments.data, lambda store: store.status())
     nodes = report["nodes"]

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from engine.types import Access, User
-from objfs.commands.common import columns, on_store
+from objfs.commands.common import on_store
 from objfs.commands.stores import check_keys
+from objfs.render import columns
 
 if TYPE_CHECKING:
     from engine.secrets import Credential
