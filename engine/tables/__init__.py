@@ -1,0 +1,1 @@
+"""The tables: DuckDB relations derived from the journal, and the SQL over them."""

@@ -1,0 +1,147 @@
+"""One keymap value → one row of its table (schema.py). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from engine.types import (
+    Attributes,
+    Bucket,
+    ChunkEntry,
+    Entry,
+    Location,
+    NewChunk,
+    NodeEntry,
+    Part,
+    Segment,
+    SegmentLocation,
+    SliceEntry,
+    TreeEntry,
+    Upload,
+    User,
+    Version,
+)
+
+Row = tuple[Any, ...]
+
+
+def microseconds(time_ns: int) -> int:
+    return time_ns // 1000
+
+
+def pairs(mapping: Mapping[str, str]) -> list[tuple[str, str]]:
+    return list(mapping.items())
+
+
+def segment_id_text(segment_id: int) -> str:
+    return f"{segment_id:016x}"
+
+
+def bucket_row(bucket: Bucket) -> Row:
+    created = microseconds(bucket.created_ns)
+    return (bucket.name, bucket.bucket_id, created, str(bucket.versioning), bucket.owner, pairs(bucket.tags))
+
+
+def version_row(version: Version, sequence_lsn: int) -> Row:
+    attributes = version.attributes or Attributes()
+    checksum = version.checksum
+    return (
+        version.bucket,
+        version.key,
+        version.version_id,
+        version.lsn,
+        sequence_lsn,
+        version.is_latest,
+        version.delete_marker,
+        version.size,
+        microseconds(version.last_modified_ns),
+        version.etag,
+        version.storage_class,
+        version.is_multipart,
+        len(version.parts),
+        checksum.algorithm if checksum else None,
+        checksum.type if checksum else None,
+        checksum.value if checksum else None,
+        version.owner,
+        version.file_id,
+        version.link_count,
+        attributes.mode,
+        attributes.uid,
+        attributes.gid,
+        pairs(version.headers),
+        None if version.delete_marker else pairs(version.user_metadata),
+        None if version.delete_marker else pairs(version.tags),
+    )
+
+
+def upload_row(upload: Upload) -> Row:
+    return (
+        upload.bucket,
+        upload.key,
+        upload.upload_id,
+        microseconds(upload.initiated_ns),
+        upload.storage_class,
+        upload.checksum_algorithm,
+        upload.checksum_type,
+        upload.owner,
+        pairs(upload.user_metadata),
+        pairs(upload.tags),
+    )
+
+
+def part_row(part: Part) -> Row:
+    return (
+        part.upload_id,
+        part.number,
+        part.lsn,
+        part.size,
+        part.etag,
+        microseconds(part.last_modified_ns),
+        part.checksum.algorithm if part.checksum else None,
+        part.checksum.value if part.checksum else None,
+    )
+
+
+def chunk_row(chunk: NewChunk, location: Location) -> Row:
+    head = (chunk.chunk_id.hex(), chunk.scope, chunk.length, location.length)
+    if isinstance(location, SegmentLocation):
+        segment_id = segment_id_text(location.segment_id)
+        return (*head, False, segment_id, location.stripe_offset, location.fragment_length, location.offset, None, None)
+    return (*head, True, None, None, None, location.offset, location.epoch, location.first_lsn)
+
+
+def reference_rows(owner: Row, scope: int, entries: Sequence[Entry]) -> Iterator[Row]:
+    """`owner` is (bucket, key, version id, upload id, part number). Holes and inline bytes
+    refer to no chunk; a tree stands for a subtree that could not be read."""
+    offset = 0
+    for ordinal, entry in enumerate(entries):
+        length = entry.length
+        match entry:
+            case ChunkEntry():
+                yield (*owner, ordinal, offset, length, entry.chunk_id.hex(), scope, 0, length)
+            case SliceEntry():
+                chunk_id = entry.chunk_id.hex()
+                yield (*owner, ordinal, offset, length, chunk_id, scope, entry.offset, entry.chunk_length)
+            case TreeEntry():
+                yield (*owner, ordinal, offset, length, entry.chunk_id.hex(), scope, 0, entry.chunk_length)
+        offset += length
+
+
+def segment_row(segment: Segment) -> Row:
+    segment_id = segment_id_text(segment.segment_id)
+    return (segment_id, segment.code, segment.k, segment.m, segment.owner, str(segment.state), segment.size)
+
+
+def fragment_rows(segment: Segment) -> Iterator[Row]:
+    for index, node_id in enumerate(segment.node_ids):
+        yield (segment_id_text(segment.segment_id), index, node_id, index in segment.fragments_lost)
+
+
+def node_row(node: NodeEntry) -> Row:
+    return (node.node_id, node.path, node.domain, str(node.state))
+
+
+def user_row(user: User) -> Row:
+    """Without the secret, sealed or not."""
+    return (user.name, user.access_key, str(user.access), user.root, microseconds(user.created_ns))
