@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -72,16 +73,14 @@ def _announcement_path(data: Path) -> Path:
 
 @dataclass(frozen=True)
 class Role:
-    """One process to run. It is up once it printed a line `ready`, or, if `probe` is
-    given, once that is true. `before` runs ahead of each start. `stage`: started in
-    ascending, drained in descending order."""
+    """One process to run; it is up once it printed a line `ready`. `before` runs ahead of
+    each start and after the end. `stage`: started in ascending, drained in descending
+    order; nothing starts while a process of a lower stage is not up."""
 
     name: str
     command: Sequence[str]
     stage: int
-    probe: Callable[[], bool] | None = None
     before: Callable[[], None] | None = None
-    pass_descriptors: Sequence[int] = ()
 
 
 @dataclass
@@ -135,7 +134,7 @@ class Supervisor:
             members = [child for child in self._children if child.role.stage == stage]
             for child in members:
                 self._start(child)
-            if not self._await(lambda members=members: all(map(self._is_up, members)), deadline):  # type: ignore[misc]
+            if not self._await(partial(all_up, members), deadline):
                 return False
         return self._await(self._doors_answer, deadline)
 
@@ -147,16 +146,11 @@ class Supervisor:
                     logger.error("%s ended before the server was ready", child.role.name)
                 return False
             if time.monotonic() > deadline:
-                waiting = [child.role.name for child in self._children if not self._is_up(child)]
+                waiting = [child.role.name for child in self._children if not child.ready]
                 logger.error("not ready after %.0f s: %s", START_SECONDS_MAX, ", ".join(waiting) or "the doors")
                 return False
             self._wait(PROBE_SECONDS)
         return True
-
-    def _is_up(self, child: Child) -> bool:
-        if child.process is not None and not child.ready and child.role.probe is not None:
-            child.ready = child.role.probe()
-        return child.ready
 
     def _start(self, child: Child) -> None:
         if child.role.before is not None:
@@ -173,7 +167,6 @@ class Supervisor:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             process_group=0,
-            pass_fds=tuple(child.role.pass_descriptors),
             preexec_fn=die_with_supervisor,
         )
         assert child.process.stdout is not None
@@ -232,13 +225,19 @@ class Supervisor:
         child.backoff = min(child.backoff * 2, BACKOFF_SECONDS_MAX)
 
     def _next_start(self) -> float | None:
-        due = [child.start_again for child in self._children if child.process is None]
+        due = [child.start_again for child in self._startable()]
         return max(min(due) - time.monotonic(), 0.0) if due else None
 
     def _restart_due(self) -> None:
-        for child in self._children:
-            if child.process is None and not self._stopping and time.monotonic() >= child.start_again:
+        for child in self._startable():
+            if not self._stopping and time.monotonic() >= child.start_again:
                 self._start(child)
+
+    def _startable(self) -> list[Child]:
+        """Who does not run, and has everything it stands on: a process that found no index
+        would open the store itself, in the index's place."""
+        lowest_down = min((child.role.stage for child in self._children if not child.ready), default=0)
+        return [child for child in self._children if child.process is None and child.role.stage <= lowest_down]
 
     # -- draining --------------------------------------------------------------
 
@@ -295,6 +294,10 @@ class _SignalPipe:
             signal.signal(number, handler)
         self._reading.close()
         self._writing.close()
+
+
+def all_up(children: Sequence[Child]) -> bool:
+    return all(child.ready for child in children)
 
 
 def _reason(code: int) -> str:
