@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import version
-from typing import cast
 
 from pyeclib.ec_iface import ECDriver
 
@@ -60,13 +59,13 @@ def decode(fragments: Mapping[int, Buffer], k: int, m: int, code: str = DEFAULT_
     index. They must have been verified."""
     assert len(fragments) >= k, "fewer than k fragments"
     if all(index in fragments for index in range(k)):
-        return b"".join(fragments[index] for index in range(k))
+        return b"".join([fragments[index] for index in range(k)])
     if k == 1:
         return bytes(next(iter(fragments.values())))
     length = len(next(iter(fragments.values())))
     headers = _headers(k, m, code, length)
     chosen = [b"".join((headers[index], fragments[index])) for index in sorted(fragments)[:k]]
-    data = cast(bytes, _driver(k, m, code).decode(chosen))
+    data: bytes = _driver(k, m, code).decode(chosen)
     assert len(data) == k * length
     return data
 

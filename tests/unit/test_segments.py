@@ -1,0 +1,350 @@
+"""Segments over nodes that fail: nothing acknowledged is lost, everything read is verified."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from engine import limits
+from engine.changes import OpenSegment, SealSegment
+from engine.errors import NodeFull, Unreadable, WritesStopped
+from engine.frames import encode_frame
+from engine.interfaces import Node
+from engine.nodes.descriptor import NodeDescriptor, write_node_descriptor
+from engine.nodes.directory import DirectoryNode
+from engine.nodes.memory import MemoryNode
+from engine.segments import plane as plane_module
+from engine.segments.format import FILE_HEADER_BYTES, FOOTER_BYTES, decode_footer, fragment_name
+from engine.segments.plane import SegmentPlane, pack
+from engine.types import NodeEntry, Segment, SegmentLocation, SegmentState
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+pytestmark = pytest.mark.anyio
+
+
+def make_frame(seed: int, length: int = 1000) -> bytes:
+    plain = random.Random(seed).randbytes(length)
+    return encode_frame(hashlib.sha256(plain).digest(), plain)
+
+
+class World:
+    """Nodes and the little of an index a plane talks to."""
+
+    def __init__(self, nodes: dict[str, Node], k: int = 4, m: int = 2) -> None:
+        self.nodes = nodes
+        self.segments: dict[int, Segment] = {}
+        self.lost: dict[str, str] = {}
+        self.rot: list[tuple[int, int, int, str]] = []
+        self.plane = self.open_plane(k, m)
+
+    def open_plane(self, k: int = 4, m: int = 2) -> SegmentPlane:
+        return SegmentPlane(
+            self.nodes,
+            k,
+            m,
+            announce=self.announce,
+            segment_of=self.segments.get,
+            healthy=self.healthy,
+            report_failure=self.report_failure,
+            report_rot=lambda *rot: self.rot.append(rot),
+            owner="test",
+            store_id="s",
+        )
+
+    async def announce(self, change: OpenSegment | SealSegment) -> None:
+        await anyio.lowlevel.checkpoint()
+        if isinstance(change, OpenSegment):
+            self.segments[change.segment_id] = Segment(change.segment_id, change.k, change.m, change.node_ids)
+        else:
+            found = self.segments[change.segment_id]
+            self.segments[change.segment_id] = Segment(
+                found.segment_id,
+                found.k,
+                found.m,
+                found.node_ids,
+                state=SegmentState.SEALED,
+                size=change.size,
+                stripes=change.stripes,
+                fragments_lost=change.fragments_lost,
+            )
+
+    def healthy(self) -> list[NodeEntry]:
+        return [NodeEntry(name, node.path) for name, node in self.nodes.items() if name not in self.lost]
+
+    async def report_failure(self, node_id: str, reason: str) -> None:
+        self.lost[node_id] = reason
+
+    def the_segment(self) -> Segment:
+        assert len(self.segments) == 1
+        return next(iter(self.segments.values()))
+
+    async def write(self, frames: list[bytes]) -> list[SegmentLocation]:
+        locations = await self.plane.append(frames)
+        await self.plane.sync()
+        return [self.plane.relocated(location) for location in locations]
+
+
+def memory_nodes(count: int = 6, capacity: int = 1 << 40) -> dict[str, Node]:
+    return {f"n{number}": MemoryNode(f"n{number}", capacity=capacity) for number in range(count)}
+
+
+def directory_nodes(top: Path, count: int = 6) -> dict[str, Node]:
+    nodes: dict[str, Node] = {}
+    for number in range(count):
+        path = top / f"n{number}"
+        path.mkdir()
+        write_node_descriptor(path, NodeDescriptor(store_id="s", node_id=f"n{number}"))
+        nodes[f"n{number}"] = DirectoryNode(path, f"n{number}", "s")
+    return nodes
+
+
+@pytest.fixture(params=["memory", "directory"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    nodes = memory_nodes() if request.param == "memory" else directory_nodes(tmp_path)
+    yield World(nodes)
+    for node in nodes.values():
+        node.close()
+
+
+def memory_world(**settings: int) -> World:
+    return World(memory_nodes(**settings))
+
+
+def node_of(world: World, index: int, segment: Segment | None = None) -> MemoryNode:
+    node = world.nodes[(segment or world.the_segment()).node_ids[index]]
+    assert isinstance(node, MemoryNode)
+    return node
+
+
+FRAMES = [
+    make_frame(seed, length) for seed, length in enumerate([1, 100, 5000, 200_000, 1_000_000, 0, 64_000, 700_000])
+]
+
+
+# -- writing and reading -------------------------------------------------------
+
+
+async def test_round_trip_and_seal(world: World) -> None:
+    locations = await world.write(FRAMES)
+    assert await world.plane.read(locations) == FRAMES
+    assert await world.plane.read([locations[4], locations[0], locations[4]]) == [FRAMES[4], FRAMES[0], FRAMES[4]]
+    await world.plane.aclose()
+    segment = world.the_segment()
+    assert segment.state is SegmentState.SEALED and segment.fragments_lost == []
+    for index, node_id in enumerate(segment.node_ids):
+        node, name = world.nodes[node_id], fragment_name(segment.segment_id, index)
+        assert node.size(name) == segment.size
+        footer = decode_footer(node.read(name, segment.size - FOOTER_BYTES, FOOTER_BYTES), segment.segment_id, index)
+        assert (footer.chunks, footer.stripes) == (len(FRAMES), segment.stripes)
+    assert await world.open_plane().read(locations) == FRAMES
+    with pytest.raises(WritesStopped):
+        await world.plane.append(FRAMES[:1])
+
+
+async def test_small_frames_share_a_stripe() -> None:
+    frames = [make_frame(seed, 10_000) for seed in range(300)]
+    assert all(sum(map(len, group)) <= limits.STRIPE_BYTES_MAX for group in pack(frames))
+    world = memory_world()
+    locations = await world.write(frames)
+    assert len({location.stripe_offset for location in locations}) == 3
+    assert await world.plane.read(locations[::-7]) == frames[::-7]
+
+
+async def test_nothing_to_do_is_done() -> None:
+    world = memory_world()
+    assert await world.plane.append([]) == [] and await world.plane.read([]) == []
+    await world.plane.sync()
+    await world.plane.aclose()
+    assert not world.segments
+
+
+async def test_concurrent_writers_share_syncs(world: World) -> None:
+    syncs = 0
+    original = type(next(iter(world.nodes.values()))).sync
+
+    async def write_one(seed: int) -> None:
+        frame = make_frame(seed, 3000)
+        assert await world.plane.read(await world.write([frame])) == [frame]
+
+    class Counting:
+        def __init__(self, node: Node) -> None:
+            self.node = node
+
+        def __getattr__(self, name: str) -> object:
+            nonlocal syncs
+            syncs += name == "sync"
+            return getattr(self.node, name)
+
+    assert original is not None
+    for name, node in list(world.nodes.items()):
+        world.nodes[name] = Counting(node)  # type: ignore[assignment]
+    async with anyio.create_task_group() as tasks:
+        for seed in range(50):
+            tasks.start_soon(write_one, seed)
+    assert syncs < 50 * 6
+
+
+async def test_segments_roll_when_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SEGMENT_BYTES_MAX", 3_000_000)
+    world = memory_world()
+    frames = [make_frame(seed, 900_000) for seed in range(8)]
+    locations: list[SegmentLocation] = []
+
+    async def write_one(frame: bytes) -> None:
+        locations.extend(await world.write([frame]))
+
+    async with anyio.create_task_group() as tasks:
+        for frame in frames:
+            tasks.start_soon(write_one, frame)
+    await world.plane.aclose()
+    assert len(world.segments) >= 2
+    assert all(segment.state is SegmentState.SEALED for segment in world.segments.values())
+    assert sorted(await world.plane.read(locations)) == sorted(frames)
+
+
+async def test_what_is_not_synced_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plane_module, "UNSYNCED_BYTES_MAX", 500_000)
+    world = memory_world()
+    for seed in range(20):
+        await world.plane.append([make_frame(seed, 100_000)])
+        assert world.plane._unsynced_bytes() <= 500_000
+
+
+# -- degraded reads ------------------------------------------------------------
+
+
+async def test_any_two_nodes_may_be_missing_for_reads() -> None:
+    world = memory_world()
+    locations = await world.write(FRAMES)
+    for first in range(6):
+        for second in range(first):
+            for name in (f"n{first}", f"n{second}"):
+                world.nodes[name].vanished = True  # type: ignore[attr-defined]
+            assert await world.plane.read(locations) == FRAMES
+            for name in (f"n{first}", f"n{second}"):
+                world.nodes[name].vanished = False  # type: ignore[attr-defined]
+    assert world.rot == []
+    for number in range(3):
+        del world.nodes[f"n{number}"]
+    with pytest.raises(Unreadable, match="3 good fragments of the 4 needed"):
+        await world.plane.read(locations)
+
+
+async def test_rot_is_read_around_and_reported() -> None:
+    world = memory_world()
+    frame = make_frame(1, 500_000)
+    locations = await world.write([frame])
+    segment = world.the_segment()
+    for index in (1, 3):
+        node_of(world, index).fault_corrupt(fragment_name(segment.segment_id, index), FILE_HEADER_BYTES + 5000)
+    assert await world.plane.read(locations) == [frame]
+    assert {(rot[0], rot[1], rot[2]) for rot in world.rot} == {
+        (segment.segment_id, 1, FILE_HEADER_BYTES),
+        (segment.segment_id, 3, FILE_HEADER_BYTES),
+    }
+    node_of(world, 5).fault_corrupt(fragment_name(segment.segment_id, 5), FILE_HEADER_BYTES + 5000)
+    with pytest.raises(Unreadable):
+        await world.plane.read(locations)
+
+
+async def test_an_unknown_segment_is_unreadable() -> None:
+    with pytest.raises(Unreadable, match="not known"):
+        await memory_world().plane.read([SegmentLocation(1, 128, 10, 0, 10)])
+
+
+# -- nodes that fail while writing ---------------------------------------------
+
+
+async def test_a_failed_sync_writes_again_elsewhere() -> None:
+    world = memory_world()
+    safe = await world.write(FRAMES[:3])
+    segment = world.the_segment()
+    appended = await world.plane.append(FRAMES[3:])
+    node_of(world, 2).fault_next_sync()
+    await world.plane.sync()
+    moved = [world.plane.relocated(location) for location in appended]
+    assert list(world.lost) == [segment.node_ids[2]]
+    assert [world.plane.relocated(location) for location in safe] == safe
+    assert all(location.segment_id != segment.segment_id for location in moved)
+    old, new = world.segments[segment.segment_id], world.segments[moved[0].segment_id]
+    assert (old.state, old.fragments_lost, old.stripes) == (SegmentState.SEALED, [2], 1)
+    assert (new.k, new.m) == (3, 2) and segment.node_ids[2] not in new.node_ids
+    for number in range(2):
+        world.nodes[new.node_ids[number]].vanished = True  # type: ignore[attr-defined]
+    assert await world.plane.read([*safe, *moved]) == FRAMES
+
+
+async def test_a_failed_append_writes_again_elsewhere() -> None:
+    world = memory_world()
+    first = await world.plane.append(FRAMES[:3])
+    node_of(world, 0).vanished = True
+    second = await world.plane.append(FRAMES[3:])
+    await world.plane.sync()
+    locations = [world.plane.relocated(location) for location in [*first, *second]]
+    assert await world.plane.read(locations) == FRAMES
+    assert len(world.segments) == 2 and len(world.lost) == 1
+
+
+async def test_nodes_fail_one_after_the_other_until_writes_stop() -> None:
+    world = memory_world()
+    written: list[SegmentLocation] = []
+    for turn, width in enumerate([4, 3, 2, 1]):
+        written += await world.write([FRAMES[turn]])
+        newest = world.segments[written[-1].segment_id]
+        assert (newest.k, newest.m) == (width, 2)
+        world.nodes[newest.node_ids[0]].vanished = True  # type: ignore[attr-defined]
+    with pytest.raises(WritesStopped):
+        await world.write([FRAMES[4]])
+    with pytest.raises(WritesStopped):
+        await world.plane.sync()
+        await world.plane.append([FRAMES[4]])
+    for node in world.nodes.values():
+        node.vanished = False  # type: ignore[attr-defined]
+    world.lost.clear()
+    world.plane._distrusted.clear()
+    written += await world.write([FRAMES[4]])
+    assert await world.plane.read(written) == FRAMES[:5]
+
+
+async def test_full_nodes_stop_writes_and_only_writes() -> None:
+    world = memory_world(capacity=8_000_000)
+    locations: list[SegmentLocation] = []
+    frames = [make_frame(seed, 900_000) for seed in range(100)]
+    with pytest.raises(NodeFull):
+        for frame in frames:
+            locations += await world.write([frame])
+    assert len(locations) > 10 and not world.lost
+    assert await world.plane.read(locations) == frames[: len(locations)]
+    await world.plane.aclose()
+
+
+async def test_a_moved_away_directory_is_noticed_at_the_next_sync(tmp_path: Path) -> None:
+    world = World(directory_nodes(tmp_path))
+    locations = await world.write(FRAMES[:4])
+    (tmp_path / "n3").rename(tmp_path / "gone")
+    locations += await world.write(FRAMES[4:])
+    assert list(world.lost) == ["n3"] and not (tmp_path / "n3").exists()
+    assert await world.plane.read(locations) == FRAMES
+    for node in world.nodes.values():
+        node.close()
+
+
+async def test_a_cancelled_append_leaves_the_plane_whole() -> None:
+    world = memory_world()
+    with anyio.move_on_after(0):
+        await world.plane.append(FRAMES)
+    with anyio.move_on_after(0.001):
+        await world.write(FRAMES)
+    locations = await world.write(FRAMES)
+    assert await world.plane.read(locations) == FRAMES
