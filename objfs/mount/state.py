@@ -1,0 +1,190 @@
+"""What all operations of one mount share: the store, the inode table, the open files and
+the way from an inode to its present version.
+
+Used from one trio loop. Keymap reads are synchronous; between a keymap read and the
+reply nothing suspends, so that a reply never carries what a later invalidation has
+already overtaken.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyfuse3
+from pyfuse3 import EntryAttributes
+
+from engine import limits
+from engine.changes import Change, CommitResult, Condition, Door, Origin, PutVersion
+from engine.errors import NoSuchBucket
+from engine.types import Attributes, Bucket, Content, Manifest, Version
+from objfs.mount.attributes import Owner, directory_attributes, file_attributes, set_size
+from objfs.mount.gate import TreeGate
+from objfs.mount.inodes import Directory, File, Inode, InodeTable
+from objfs.mount.names import Name, marker_key, prefix, split_name
+
+if TYPE_CHECKING:
+    from engine.store import Store
+
+EMPTY_MD5 = "d41d8cd98f00b204e9800998ecf8427e"
+
+
+class MountState:
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.keymap = store.keymap
+        self.mount_id = f"mount-{uuid.uuid4().hex}"
+        self.table = InodeTable()
+        self.gate = TreeGate()
+        self.owner = Owner(os.getuid(), os.getgid())
+        self.started_ns = time.time_ns()
+        self.followed = False  # the change feed is being followed: the kernel may cache
+        self.unpublished_bytes = 0
+        self._requests = itertools.count(1)
+
+    # -- commits ---------------------------------------------------------------
+
+    def origin(self, ctx: pyfuse3.RequestContext | None = None) -> Origin:
+        requester = f"uid {ctx.uid}" if ctx is not None else ""
+        request_id = f"{self.mount_id}-{next(self._requests)}"
+        return Origin(requester=requester, request_id=request_id, door=Door.MOUNT, mount_id=self.mount_id)
+
+    async def commit(
+        self, change: Change, ctx: pyfuse3.RequestContext | None = None, *, durable: bool = False
+    ) -> CommitResult:
+        return await self.store.commit(change, self.origin(ctx), durable=durable)
+
+    async def make_durable(self) -> None:
+        """Return when everything this mount could have answered so far is durable."""
+        await self.store.index.wait_durable(self.keymap.applied_lsn())
+
+    def spill_directory(self) -> Path | None:
+        directory = Path(self.store.data) / "index"
+        return directory if os.access(directory, os.W_OK) else None
+
+    def check_space(self, content_bytes: int) -> None:
+        """Raises NodeFull unless `content_bytes` fit beside what is written and not yet
+        published."""
+        self.store.check_space(self.unpublished_bytes + content_bytes)
+
+    # -- from names and inodes to versions -------------------------------------
+
+    def version_of(self, node: File) -> Version | None:
+        """The file's present version under any of its names, None once it has none."""
+        version = self._head(*node.name)
+        if version is not None and version.file_id == node.inode:
+            return version
+        for name in self.keymap.names(node.inode):
+            version = self._head(*name)
+            if version is not None and version.file_id == node.inode:
+                node.name = name
+                return version
+        return None
+
+    def present_version(self, node: File) -> Version:
+        """As version_of(), or what an open file keeps of an unlinked one. FUSEError:
+        ESTALE, which makes the kernel look the name up again."""
+        version = self.version_of(node)
+        if version is not None:
+            return version
+        if node.open_file is None:
+            raise pyfuse3.FUSEError(errno.ESTALE)
+        node.open_file.unlinked = True
+        return node.open_file.version_unlinked()
+
+    def marker_of(self, name: Name) -> Version | Bucket | None:
+        """The directory's marker or bucket; None for a directory without marker. FUSEError:
+        ENOENT when there is no such directory."""
+        bucket, key = name
+        try:
+            if not key:
+                return self.keymap.bucket(bucket)
+            parent, component = split_name(name)
+            child = self.keymap.lookup(bucket, prefix(parent), component)
+        except NoSuchBucket:
+            raise pyfuse3.FUSEError(errno.ENOENT) from None
+        if child is None or not child.is_directory:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        return child.version
+
+    def _head(self, bucket: str, key: str) -> Version | None:
+        try:
+            version = self.keymap.head(bucket, key)
+        except NoSuchBucket:
+            return None
+        return None if version is None or version.delete_marker else version
+
+    # -- entries ---------------------------------------------------------------
+
+    def entry(self, node: Inode) -> EntryAttributes:
+        """The inode's attributes now. FUSEError: ENOENT, ESTALE."""
+        if isinstance(node, File):
+            return self.file_entry(node, self.present_version(node))
+        if node is self.table.root:
+            return self.directory_entry(node, None)
+        if node.gone:
+            return self._gone_entry(node)
+        return self.directory_entry(node, self.marker_of(node.name))
+
+    def file_entry(self, node: File, version: Version) -> EntryAttributes:
+        entry = file_attributes(node.inode, version, self.owner)
+        open_file = node.open_file
+        if open_file is not None and (open_file.changed or open_file.unlinked):
+            set_size(entry, open_file.size)
+            if open_file.changed:
+                entry.st_mtime_ns = open_file.mtime_ns
+                entry.st_ctime_ns = max(entry.st_ctime_ns, open_file.ctime_ns)
+        return self._with_timeouts(entry)
+
+    def directory_entry(self, node: Directory, marker: Version | Bucket | None) -> EntryAttributes:
+        born_ns = marker.created_ns if isinstance(marker, Bucket) else self.started_ns
+        entry = directory_attributes(node.inode, marker, self.owner, born_ns=born_ns, changed_ns=node.changed_ns)
+        return self._with_timeouts(entry)
+
+    def _gone_entry(self, node: Directory) -> EntryAttributes:
+        """A removed directory some process still stands in."""
+        entry = self.directory_entry(node, None)
+        entry.st_nlink = 0
+        return entry
+
+    def _with_timeouts(self, entry: EntryAttributes) -> EntryAttributes:
+        entry.entry_timeout = entry.attr_timeout = limits.LEASE_SECONDS if self.followed else 0
+        return entry
+
+    # -- making things ---------------------------------------------------------
+
+    def new_attributes(self, parent: Directory, mode: int, ctx: pyfuse3.RequestContext) -> Attributes:
+        """Attributes of something made in `parent`; a set-group-id directory hands down
+        its group (mkdir(2), open(2))."""
+        now = time.time_ns()
+        above = self.entry(parent)
+        gid = ctx.gid
+        if above.st_mode & stat.S_ISGID:
+            gid = above.st_gid
+            if stat.S_ISDIR(mode):
+                mode |= stat.S_ISGID
+        return Attributes(mode=mode, uid=ctx.uid, gid=gid, atime_ns=now, mtime_ns=now, ctime_ns=now)
+
+    def changed(self, *directories: Directory) -> None:
+        now = time.time_ns()
+        for directory in directories:
+            directory.changed_ns = now
+
+
+def empty_version(name: Name, attributes: Attributes, *, directory: bool = False) -> PutVersion:
+    """The change that makes `name`, unless something is there already (AlreadyExists)."""
+    key = marker_key(name) if directory else name[1]
+    return PutVersion(
+        name[0],
+        key,
+        Content(manifest=Manifest()),
+        EMPTY_MD5,
+        attributes=attributes,
+        condition=Condition(absent_path=True),
+    )
