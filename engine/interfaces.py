@@ -10,6 +10,7 @@ Index       the commit order; local (owns the journal) or a client of the index 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from msgspec import Struct
@@ -118,6 +119,10 @@ class Child(Struct, frozen=True):
 
 class KeymapReader(Protocol):
     """Point reads and scans over the derived maps. Each call sees one snapshot."""
+
+    def snapshot(self) -> AbstractContextManager[KeymapReader]:
+        """A reader of its own, for one thread, whose calls all see the state of one LSN."""
+        ...
 
     def applied_lsn(self) -> int: ...
     def bucket(self, name: str) -> Bucket: ...  # NoSuchBucket
