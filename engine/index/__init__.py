@@ -1,0 +1,1 @@
+"""The commit order: local, its socket, change feed and shared page."""

@@ -1,0 +1,400 @@
+"""LocalIndex: decides, orders, applies and makes durable. One per store, in the process
+that owns it.
+
+Two tasks: one takes what waits, decides it inside one keymap transaction, writes it to
+the journal's replicas and commits the transaction; the other syncs the replicas, so the
+next batch forms and applies while this one syncs. A change that is refused leaves no
+trace; whatever else goes wrong between ordering and applying ends the index (the error
+leaves run()), and replay brings it back.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from engine import limits
+from engine.changes import Change, CommitResult, Origin, Record, Touched
+from engine.errors import IndexUnavailable, StoreError, WritesStopped
+from engine.index.feed import FeedHub, without_duplicates
+from engine.index.page import PageWriter
+from engine.index.replay import bring_up_to_date
+from engine.interfaces import Confirm, FeedBatch, Node
+from engine.journal.format import RawRecord, encode_record, to_record, without_frames
+from engine.journal.log import JournalLog, ReplicaFailed
+from engine.journal.reading import list_files, read_journal_frame
+from engine.journal.recovery import JournalScan, heal_file
+from engine.keymap.apply import decide, idempotent, move_chunks, place_chunks, recount, remember
+from engine.keymap.reader import SqliteKeymap
+from engine.keymap.schema import set_state
+from engine.types import JournalLocation, NodeState
+
+REPLAY_RECORDS = 500  # of the journal, per feed batch of a subscriber that catches up
+ON_LOOP_BYTES = 256 * 1024  # a larger batch is written in a thread
+
+logger = logging.getLogger("objfs.index")
+
+
+class _Waiting:
+    __slots__ = ("change", "error", "lsn", "origin", "ready", "result")
+
+    def __init__(self, change: Change, origin: Origin) -> None:
+        self.change = change
+        self.origin = origin
+        self.ready = anyio.Event()
+        self.lsn = 0
+        self.result: CommitResult | None = None
+        self.error: StoreError | None = None
+
+
+class LocalIndex:
+    """See the module; made by open_local_index()."""
+
+    def __init__(
+        self,
+        db: sqlite3.Connection,
+        keymap: SqliteKeymap,
+        page: PageWriter,
+        nodes: Mapping[str, Node],
+        *,
+        store_id: str,
+        m: int,
+        last_epoch: int,
+        end_lsn: int,
+        last_time_ns: int,
+    ) -> None:
+        self.keymap = keymap
+        self._db = db
+        self._page = page
+        self._nodes = nodes
+        self._store_id = store_id
+        self._copies = m + 1
+        self._log = JournalLog(
+            nodes, store_id=store_id, m=m, last_epoch=last_epoch, end_lsn=end_lsn, choose=self._choose_replicas
+        )
+        self._feed = FeedHub(end_lsn)
+        self._last_time_ns = last_time_ns
+        self._durable_lsn = end_lsn
+        self._durable_changed = anyio.Event()
+        self._stopped: WritesStopped | None = None  # why nothing becomes durable right now
+        self._ordered = anyio.Event()
+        self._turn = anyio.Lock()
+        self._ended = False
+        self._send, self._receive = anyio.create_memory_object_stream[_Waiting](limits.COMMIT_QUEUE_MAX)
+        page.set_applied(end_lsn)
+        page.set_durable(end_lsn)
+
+    # -- Index -----------------------------------------------------------------
+
+    async def commit(self, change: Change, origin: Origin, *, durable: bool = True) -> CommitResult:
+        if self._ended:
+            raise IndexUnavailable("the index is shutting down")
+        waiting = _Waiting(change, origin)
+        await self._send.send(waiting)
+        await waiting.ready.wait()
+        if waiting.error is not None:
+            raise waiting.error
+        assert waiting.result is not None, "a commit without error has a result"
+        if durable:
+            await self.wait_durable(waiting.lsn)
+        if self._feed.must_confirm():
+            await self._feed.wait_confirmed(waiting.lsn, origin.mount_id)
+        return waiting.result
+
+    async def freshen(self) -> None:
+        """Nothing to wait for: what was answered was applied before."""
+
+    def durable_lsn(self) -> int:
+        return self._durable_lsn
+
+    async def wait_durable(self, lsn: int) -> None:
+        """Raises WritesStopped while the journal has too few replicas."""
+        while self._durable_lsn < lsn:
+            if self._stopped is not None:
+                raise self._stopped
+            await self._durable_changed.wait()
+
+    async def subscribe(
+        self, *, subscriber_id: str, confirms: bool, from_lsn: int | None = None
+    ) -> AsyncIterator[tuple[FeedBatch, Confirm]]:
+        next_lsn = self._feed.last_lsn + 1 if from_lsn is None else from_lsn
+        while next_lsn < self._feed.first_lsn and from_lsn is not None:
+            records = await anyio.to_thread.run_sync(self._read_records, next_lsn)
+            if not records:
+                break
+            next_lsn = records[-1].lsn + 1
+            yield FeedBatch(records[0].lsn, records[-1].lsn, records, []), _nothing
+        async for item in self._feed.follow(subscriber_id, confirms, next_lsn):
+            yield item
+
+    async def read_frame(self, location: JournalLocation) -> bytes:
+        return await read_journal_frame(self._nodes, location)
+
+    async def recount(self) -> list[str]:
+        return recount(self._db)
+
+    async def aclose(self) -> None:
+        self._ended = True
+
+    # -- journal files ---------------------------------------------------------
+
+    @property
+    def failed_replicas(self) -> set[str]:
+        return self._log.failed
+
+    def forgive(self, node_id: str) -> None:
+        """The node is healthy: later epochs may use it again."""
+        self._log.forgive(node_id)
+
+    async def journal_under_redundancy(self) -> int:
+        """Records in files of which fewer than m+1 healthy nodes have a whole replica."""
+        files = await anyio.to_thread.run_sync(list_files, self._nodes)
+        healthy = self._healthy()
+        firsts = [*sorted(first for _, first in files), self._log.end_lsn + 1]
+        thin = 0
+        for (_, first), sizes in files.items():
+            whole = max(sizes.values())
+            copies = sum(1 for node_id, size in sizes.items() if node_id in healthy and size == whole)
+            if copies < self._copies:
+                thin += max(firsts[firsts.index(first) + 1] - first, 0)
+        return thin
+
+    async def repair_journal(self) -> None:
+        """Bring every journal file back to m+1 replicas on healthy nodes."""
+        healthy = self._healthy()
+        if not healthy.issuperset(self._log.members) and len(healthy) >= self._copies:
+            async with self._turn:
+                if self._durable_lsn == self._log.end_lsn:
+                    self._log.retire()
+        files = await anyio.to_thread.run_sync(list_files, self._nodes)
+        current = self._log.members and max(files, default=None)
+        for key, sizes in sorted(files.items()):
+            whole = max(sizes.values())
+            holders = [node_id for node_id, size in sizes.items() if node_id in healthy and size == whole]
+            if len(holders) >= self._copies or key == current:
+                continue
+            candidates = holders + sorted(healthy.difference(holders))
+            await anyio.to_thread.run_sync(
+                heal_file, dict(self._nodes), key, self._store_id, self._copies, candidates
+            )
+
+    def _healthy(self) -> set[str]:
+        return {
+            place.node_id
+            for place in self.keymap.nodes()
+            if place.state is NodeState.HEALTHY and place.node_id in self._nodes
+        }
+
+    def _choose_replicas(self, count: int, excluded: set[str]) -> list[str]:
+        """Up to `count` node ids that can be written, in separate domains where possible."""
+        places = [place for place in self.keymap.nodes() if place.node_id in self._healthy()]
+        known = [place.node_id for place in places if place.node_id not in excluded]
+        if not places:  # a store being made: nothing is registered yet
+            known = [node_id for node_id in sorted(self._nodes) if node_id not in excluded]
+        domains = {place.node_id: place.domain for place in places}
+        turn = self._log.epoch % len(known) if known else 0
+        waiting = known[turn:] + known[:turn]
+        chosen: list[str] = []
+        while waiting and len(chosen) < count:
+            used = [domains.get(node_id, "") for node_id in chosen]
+            best = min(waiting, key=lambda node_id: used.count(domains.get(node_id, "")))
+            waiting.remove(best)
+            chosen.append(best)
+        return chosen
+
+    def _read_records(self, from_lsn: int) -> list[Record]:
+        records = []
+        for (epoch, _), _, raw in JournalScan(dict(self._nodes), self._store_id).records(from_lsn):
+            if raw.lsn > self._feed.last_lsn:
+                break
+            records.append(to_record(raw, epoch))
+            if len(records) == REPLAY_RECORDS * 20:
+                break
+        return records
+
+    # -- the two tasks ---------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled; an error that leaves it ends the index."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._order)
+            tasks.start_soon(self._sync)
+
+    async def _order(self) -> None:
+        async for first in self._receive:
+            batch = [first]
+            while len(batch) < limits.JOURNAL_BATCH_RECORDS_MAX:
+                try:
+                    batch.append(self._receive.receive_nowait())
+                except anyio.WouldBlock:
+                    break
+            with anyio.CancelScope(shield=True):  # never stop between ordering and applying
+                async with self._turn:
+                    await self._commit_batch(batch)
+
+    async def _commit_batch(self, batch: list[_Waiting]) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        raws: list[RawRecord] = []
+        records: list[Record] = []
+        touched: list[Touched] = []
+        first_lsn = self._log.end_lsn + 1
+        for waiting in batch:
+            try:
+                self._decide(waiting, first_lsn + len(raws), raws, records, touched)
+            except StoreError as error:
+                waiting.error = error
+        if raws:
+            try:
+                locations = await self._append(raws)
+            except WritesStopped as stopped:
+                self._db.execute("ROLLBACK")
+                self._log.abandon(first_lsn)
+                for waiting in batch:
+                    waiting.error = waiting.error or stopped
+                    waiting.ready.set()
+                return
+            place_chunks(self._db, locations)
+            set_state(self._db, self._log.epoch, raws[-1].lsn)
+        self._db.execute("COMMIT")
+        if raws:
+            self._page.set_applied(raws[-1].lsn)
+            stamped = [Record(r.lsn, r.time_ns, self._log.epoch, r.origin, r.change) for r in records]
+            self._feed.publish(stamped, without_duplicates(touched))
+            self._ordered.set()
+        for waiting in batch:
+            waiting.ready.set()
+
+    def _decide(
+        self,
+        waiting: _Waiting,
+        lsn: int,
+        raws: list[RawRecord],
+        records: list[Record],
+        touched: list[Touched],
+    ) -> None:
+        origin = waiting.origin
+        answered = idempotent(self._db, origin.request_id) if origin.request_id else None
+        if answered is not None:
+            waiting.result, waiting.lsn = answered, answered.lsn
+            return
+        time_ns = max(time.time_ns(), self._last_time_ns + 1)
+        decision = decide(self._db, waiting.change, lsn=lsn, time_ns=time_ns, origin=origin)
+        if origin.request_id:
+            remember(self._db, origin.request_id, decision.result)
+        self._last_time_ns = time_ns
+        raws.append(encode_record(lsn, time_ns, origin, waiting.change))
+        records.append(Record(lsn, time_ns, 0, origin, without_frames(waiting.change)))
+        touched += decision.touched
+        waiting.result, waiting.lsn = decision.result, lsn
+
+    async def _append(self, raws: list[RawRecord]) -> dict[bytes, JournalLocation]:
+        """Write to all replicas; on a failed one, to the next epoch's."""
+        try:
+            if sum(raw.length for raw in raws) <= ON_LOOP_BYTES:
+                return self._log.append(raws)
+            return await anyio.to_thread.run_sync(self._log.append, raws)
+        except ReplicaFailed as failed:
+            if failed.node_id:
+                logger.warning("%s; a new epoch takes over", failed)
+            locations = await anyio.to_thread.run_sync(self._log.take_over, failed.node_id)
+            move_chunks(self._db, locations)
+            self._set_durable(self._log.end_lsn)
+            return locations
+
+    async def _sync(self) -> None:
+        while True:
+            if self._durable_lsn >= self._log.end_lsn:
+                self._ordered = anyio.Event()
+                if self._durable_lsn >= self._log.end_lsn:
+                    await self._ordered.wait()
+            epoch = self._log.epoch
+            try:
+                self._set_durable(await anyio.to_thread.run_sync(self._log.sync))
+            except ReplicaFailed as failed:
+                with anyio.CancelScope(shield=True):
+                    async with self._turn:
+                        if self._log.epoch == epoch:
+                            await self._take_over(failed)
+                if self._stopped is not None:
+                    await anyio.sleep(0.5)
+
+    async def _take_over(self, failed: ReplicaFailed) -> None:
+        logger.warning("%s; a new epoch takes over", failed)
+        try:
+            locations = await anyio.to_thread.run_sync(self._log.take_over, failed.node_id)
+        except WritesStopped as stopped:
+            self._stopped = stopped
+            self._wake_durable()
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        move_chunks(self._db, locations)
+        set_state(self._db, self._log.epoch, self._log.end_lsn)
+        self._db.execute("COMMIT")
+        self._set_durable(self._log.end_lsn)
+
+    def _set_durable(self, lsn: int) -> None:
+        self._stopped = None
+        if lsn > self._durable_lsn:
+            self._durable_lsn = lsn
+            self._page.set_durable(lsn)
+            self._wake_durable()
+
+    def _wake_durable(self) -> None:
+        self._durable_changed.set()
+        self._durable_changed = anyio.Event()
+
+    async def close(self) -> None:
+        """Sync what is ordered; called after run() was cancelled."""
+        try:
+            await anyio.to_thread.run_sync(self._log.sync)
+        except ReplicaFailed as failed:
+            logger.warning("closing: %s", failed)
+        self._log.close()
+        self._page.close()
+        self.keymap.close()
+        self._db.close()
+
+
+async def _nothing() -> None:
+    """Confirms a batch nobody waits for."""
+
+
+@asynccontextmanager
+async def open_local_index(
+    directory: Path, nodes: Mapping[str, Node], *, store_id: str, m: int, missing: Mapping[str, str]
+) -> AsyncIterator[LocalIndex]:
+    """Recover the journal from `nodes`, bring the keymap in `directory` up to date with it
+    and serve commits. `missing` names the store's nodes that are not in `nodes`, with
+    reasons. Raises NodeUnavailable, JournalCorrupt, UnknownFormat, WrongStore."""
+    directory.mkdir(parents=True, exist_ok=True)
+    opened = await anyio.to_thread.run_sync(
+        lambda: bring_up_to_date(directory / "keymap.sqlite", dict(nodes), store_id, m, missing)
+    )
+    index = LocalIndex(
+        opened.db,
+        SqliteKeymap(directory / "keymap.sqlite"),
+        PageWriter(directory / "page"),
+        nodes,
+        store_id=store_id,
+        m=m,
+        last_epoch=opened.last_epoch,
+        end_lsn=opened.end_lsn,
+        last_time_ns=opened.last_time_ns,
+    )
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(index.run)
+        try:
+            yield index
+        finally:
+            with anyio.CancelScope(shield=True):
+                await index.aclose()
+                tasks.cancel_scope.cancel()
+    with anyio.CancelScope(shield=True):
+        await index.close()

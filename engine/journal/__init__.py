@@ -1,0 +1,1 @@
+"""The journal: the replicated, ordered log of commits."""

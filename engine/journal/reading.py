@@ -1,0 +1,147 @@
+"""Reading the journal from its replicas: single frames, and whole files merged.
+
+Replicas of a file are byte-identical where they are whole, so a record is taken from
+whichever replica has it undamaged. Blocking; nothing here writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import anyio.to_thread
+
+from engine.errors import JournalCorrupt, StoreError, UnknownFormat, Unreadable
+from engine.frames import verify_frame
+from engine.interfaces import Node
+from engine.journal.format import (
+    FILE_HEADER_BYTES,
+    Epoch,
+    RawRecord,
+    check_file_header,
+    decode_epoch,
+    decode_record,
+    journal_name,
+    parse_journal_name,
+)
+from engine.types import JournalLocation
+
+FileKey = tuple[int, int]  # (epoch, first LSN)
+
+
+async def read_journal_frame(nodes: Mapping[str, Node], location: JournalLocation) -> bytes:
+    """A riding frame, verified, from any good replica. Raises Unreadable."""
+    name = journal_name(location.epoch, location.first_lsn)
+    frame = _read_frame(nodes, name, location)
+    if frame is None:
+        frame = await anyio.to_thread.run_sync(_read_frame, dict(nodes), name, location)
+    if frame is None:
+        raise Unreadable(f"{name} cannot be read at {location.offset} from any node; run objfs status")
+    return frame
+
+
+def _read_frame(nodes: Mapping[str, Node], name: str, location: JournalLocation) -> bytes | None:
+    for node in list(nodes.values()):
+        try:
+            frame = node.read(name, location.offset, location.length)
+            verify_frame(frame)
+        except StoreError:
+            continue  # the next replica; maintenance finds out what is wrong with this one
+        return frame
+    return None
+
+
+def read_epochs(nodes: Mapping[str, Node], store_id: str) -> dict[int, Epoch]:
+    """Every epoch any node knows."""
+    epochs: dict[int, Epoch] = {}
+    for node in nodes.values():
+        for name in node.list("journal/"):
+            if name.endswith(".epoch"):
+                epoch = decode_epoch(node.read(name, 0, 1 << 20), store_id)
+                if epoch is not None:
+                    epochs[epoch.number] = epoch
+    return epochs
+
+
+def list_files(nodes: Mapping[str, Node]) -> dict[FileKey, dict[str, int]]:
+    """Journal files, each with the sizes of its replicas by node id."""
+    files: dict[FileKey, dict[str, int]] = {}
+    for node_id, node in list(nodes.items()):
+        try:
+            for name in node.list("journal/"):
+                key = parse_journal_name(name)
+                if key is not None:
+                    files.setdefault(key, {})[node_id] = node.size(name)
+        except StoreError:
+            continue  # a node that went away holds no replica now
+    return files
+
+
+class MergedFile:
+    """One journal file, read through all its replicas."""
+
+    def __init__(self, nodes: Mapping[str, Node], key: FileKey, store_id: str) -> None:
+        self.epoch, self.first_lsn = key
+        self.name = journal_name(*key)
+        self._replicas: list[bytes] = []
+        self._waiting = list(nodes.values())
+        self._store_id = store_id
+        self.end = FILE_HEADER_BYTES
+
+    def records(self) -> Iterator[tuple[int, RawRecord]]:
+        """(offset, record) until the first record that is whole nowhere. After the last,
+        `end` is where the file's good bytes end."""
+        offset, lsn = FILE_HEADER_BYTES, self.first_lsn
+        while True:
+            self.end = offset
+            record = self._record_at(offset, lsn)
+            if record is None:
+                return
+            yield offset, record
+            offset += record.length
+            lsn += 1
+
+    @property
+    def found(self) -> bool:
+        """Whether any replica has the file with a good header; after records()."""
+        return bool(self._replicas)
+
+    def content(self) -> bytes:
+        """The good bytes, header included; only after records() was exhausted."""
+        pieces = []
+        offset, lsn = FILE_HEADER_BYTES, self.first_lsn
+        while offset < self.end:
+            for replica in self._replicas:
+                record = decode_record(replica, offset, self.epoch)
+                if record is not None and record.lsn == lsn:
+                    pieces.append(replica[offset : offset + record.length])
+                    offset, lsn = offset + record.length, lsn + 1
+                    break
+            else:
+                raise JournalCorrupt(f"{self.name} changed while it was read")
+        return self._replicas[0][:FILE_HEADER_BYTES] + b"".join(pieces)
+
+    def _record_at(self, offset: int, lsn: int) -> RawRecord | None:
+        position = 0
+        while True:
+            for replica in self._replicas[position:]:
+                record = decode_record(replica, offset, self.epoch)
+                if record is not None and record.lsn == lsn:
+                    return record
+            position = len(self._replicas)
+            if not self._load_next():
+                return None
+
+    def _load_next(self) -> bool:
+        """Read one more replica that has the file with a good header."""
+        while self._waiting:
+            node = self._waiting.pop(0)
+            try:
+                content = node.read(self.name, 0, node.size(self.name))
+                check_file_header(content[:FILE_HEADER_BYTES], self._store_id, self.epoch, self.first_lsn)
+            except UnknownFormat:
+                raise
+            except StoreError:
+                continue  # absent or unusable here; if it is so everywhere, records() ends
+            self._replicas.append(content)
+            return True
+        return False
