@@ -1,0 +1,378 @@
+"""Journal records → rows, one batch in one transaction.
+
+What is, the state tables, is read from the keymap for the names a batch touched: the
+rows are the keymap's own answer, so they cannot disagree with it. What happened, the
+journal, is derived from the records (events.py). A batch that ends at the LSN the
+reader's snapshot shows leaves the tables exactly as of that LSN; one that ends before
+it (catching up) leaves touched names ahead, which later batches settle.
+
+Blocking; one thread at a time. Knows nothing of sockets or of where records come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from engine.changes import (
+    AbortUpload,
+    CompleteUpload,
+    CreateBucket,
+    CreateUpload,
+    DeleteBucket,
+    DeleteUser,
+    FragmentsRepaired,
+    MoveChunks,
+    OpenSegment,
+    PutPart,
+    PutUser,
+    PutVersion,
+    Record,
+    Rename,
+    SealSegment,
+    SetAttributes,
+    SetBucketTags,
+    SetBucketVersioning,
+    SetNode,
+    Touched,
+)
+from engine.interfaces import KeymapReader
+from engine.tables.database import Database
+from engine.tables.events import EventDeriver, Name
+from engine.tables.rows import (
+    Row,
+    bucket_row,
+    chunk_row,
+    fragment_rows,
+    node_row,
+    part_row,
+    reference_rows,
+    segment_id_text,
+    segment_row,
+    upload_row,
+    user_row,
+    version_row,
+)
+from engine.types import Entry, Manifest, NewChunk, Version
+
+GROUP_NAMES_MAX = 5000  # names whose rows are replaced together: bounds memory under a directory rename
+
+ExpandNow = Callable[[Manifest], Sequence[Entry]]
+
+_SMALL_TABLES = (
+    CreateBucket,
+    DeleteBucket,
+    SetBucketTags,
+    SetBucketVersioning,
+    SetAttributes,
+    PutUser,
+    DeleteUser,
+    SetNode,
+)
+
+
+def fingerprint(record: Record) -> str:
+    """What tells this record from another journal's at the same LSN. Not the epoch: recovery
+    may write the same record again in a new one."""
+    return f"{record.lsn}:{record.time_ns}:{record.origin.request_id}:{type(record.change).__name__}"
+
+
+def apply(
+    database: Database,
+    reader: KeymapReader,
+    records: list[Record],
+    touched: list[Touched],
+    expand: ExpandNow,
+    *,
+    state_lsn: int,
+) -> None:
+    """Bring the tables from the LSN before records[0] to that of records[-1]. `reader` shows
+    the keymap at `state_lsn`, which is not before the last record."""
+    last = records[-1]
+    with database.transaction():
+        deriver = EventDeriver(database)
+        prefixes = _renamed_directories(records)
+        names = {(t.bucket, t.key) for t in touched if t.key and (t.bucket, t.key) not in prefixes}
+        deriver.derive(records, touched, _markers_left(reader, records, names))
+        deriver.write()
+        state = StateTables(database, reader, expand, deriver.sequence)
+        state.small_tables(records)
+        state.segments(records)
+        state.chunks(records)
+        state.uploads(records)
+        for group in _grouped(sorted(names)):
+            state.names(group)
+        for bucket, prefix in sorted(prefixes):
+            state.prefix(bucket, prefix)
+        database.advance(last.lsn, state_lsn, fingerprint(last))
+    database.committed(last.lsn, state_lsn, fingerprint(last))
+
+
+def _renamed_directories(records: Sequence[Record]) -> set[Name]:
+    """Prefixes everything below which a record touched."""
+    prefixes: set[Name] = set()
+    for record in records:
+        change = record.change
+        if isinstance(change, Rename) and change.key.endswith("/"):
+            prefixes |= {(change.bucket, change.key), (change.target_bucket, change.target_key)}
+    return prefixes
+
+
+def _markers_left(reader: KeymapReader, records: Sequence[Record], names: set[Name]) -> dict[int, list[Name]]:
+    """Directory markers the keymap made beside what records asked for (keep_parent)."""
+    by_lsn: dict[int, list[Name]] = {}
+    keeping = {record.lsn for record in records if getattr(record.change, "keep_parent", False)}
+    known = {bucket.name for bucket in reader.buckets()} if keeping else set()
+    for bucket, key in names:
+        if keeping and key.endswith("/") and bucket in known:
+            marker = reader.head(bucket, key)
+            if marker is not None and marker.lsn in keeping and not marker.delete_marker:
+                by_lsn.setdefault(marker.lsn, []).append((bucket, key))
+    return by_lsn
+
+
+def _grouped(names: Sequence[Name]) -> Iterator[list[Name]]:
+    for start in range(0, len(names), GROUP_NAMES_MAX):
+        yield list(names[start : start + GROUP_NAMES_MAX])
+
+
+def new_chunks(change: object) -> list[NewChunk]:
+    match change:
+        case PutVersion() | PutPart() | CompleteUpload():
+            return change.content.new_chunks
+        case MoveChunks():
+            return change.moves
+        case _:
+            return []
+
+
+class StateTables:
+    """Rows that say what is, replaced by what the keymap says now."""
+
+    def __init__(
+        self,
+        database: Database,
+        reader: KeymapReader,
+        expand: ExpandNow,
+        sequence: dict[tuple[str, str, str], int],
+    ) -> None:
+        self.database = database
+        self.reader = reader
+        self.expand = expand
+        self.sequence = sequence
+        self._buckets = {bucket.name for bucket in reader.buckets()}
+
+    def small_tables(self, records: Sequence[Record]) -> None:
+        if any(isinstance(record.change, _SMALL_TABLES) for record in records):
+            self.database.replace("buckets", [bucket_row(bucket) for bucket in self.reader.buckets()])
+            self.database.replace("users", [user_row(user) for user in self.reader.users()])
+            self.database.replace("nodes", [node_row(node) for node in self.reader.nodes()])
+
+    def segments(self, records: Sequence[Record]) -> None:
+        kinds = (OpenSegment, SealSegment, FragmentsRepaired)
+        touched = sorted({record.change.segment_id for record in records if isinstance(record.change, kinds)})
+        found = [segment for segment_id in touched if (segment := self.reader.segment(segment_id)) is not None]
+        keys = [(segment_id_text(segment_id),) for segment_id in touched]
+        for table in ("segments", "segment_fragments"):
+            self.database.delete(table, ("segment_id",), keys)
+        self.database.insert("segments", [segment_row(segment) for segment in found])
+        self.database.insert("segment_fragments", [row for segment in found for row in fragment_rows(segment)])
+
+    def chunks(self, records: Sequence[Record]) -> None:
+        by_scope: dict[int, dict[bytes, NewChunk]] = {}
+        for record in records:
+            for chunk in new_chunks(record.change):
+                by_scope.setdefault(chunk.scope, {})[chunk.chunk_id] = chunk
+        for scope, chunks in sorted(by_scope.items()):
+            located = self.reader.locations(chunks, scope)
+            self.database.delete("chunks", ("chunk_id", "scope"), [(name.hex(), scope) for name in chunks])
+            rows = [chunk_row(chunks[name], location) for name, location in located.items()]
+            self.database.insert("chunks", rows)
+
+    # -- uploads -------------------------------------------------------------------
+
+    def uploads(self, records: Sequence[Record]) -> None:
+        names: set[Name] = set()
+        uploads: dict[str, Name] = {}
+        numbers: set[tuple[str, int]] = set()
+        deleted_buckets: set[str] = set()
+        for record in records:
+            change = record.change
+            match change:
+                case CreateUpload():
+                    names.add((change.bucket, change.key))
+                case CompleteUpload() | AbortUpload():
+                    names.add((change.bucket, change.key))
+                    uploads[change.upload_id] = (change.bucket, change.key)
+                case PutPart():
+                    numbers.add((change.upload_id, change.number))
+                    uploads[change.upload_id] = (change.bucket, change.key)
+                case DeleteBucket():
+                    deleted_buckets.add(change.bucket)
+        names |= self._names_of_uploads(deleted_buckets)
+        if not names and not uploads:
+            return
+        present = self._replace_uploads(names, uploads)
+        gone = sorted(uploads.keys() - present)
+        self._delete_parts([(upload_id,) for upload_id in gone], ("upload_id",))
+        self._replace_parts([key for key in sorted(numbers) if key[0] in present], uploads)
+
+    def _names_of_uploads(self, buckets: set[str]) -> set[Name]:
+        keys = [(bucket,) for bucket in sorted(buckets)]
+        return set(
+            self.database.matching(
+                "SELECT DISTINCT bucket, key FROM uploads u SEMI JOIN incoming USING (bucket)",
+                "uploads",
+                ("bucket",),
+                keys,
+            )
+        )
+
+    def _replace_uploads(self, names: set[Name], named: dict[str, Name]) -> set[str]:
+        """Replace the upload rows of `names`; which of these and the `named` uploads are there."""
+        select = "SELECT upload_id FROM uploads u SEMI JOIN incoming USING (bucket, key)"
+        before = {row[0] for row in self.database.matching(select, "uploads", ("bucket", "key"), sorted(names))}
+        present: set[str] = set()
+        rows = []
+        for name in sorted(names | set(named.values())):
+            for upload in self._uploads_of(*name):
+                present.add(upload.upload_id)
+                if name in names:
+                    rows.append(upload_row(upload))
+        self.database.delete("uploads", ("bucket", "key"), sorted(names))
+        self.database.insert("uploads", rows)
+        self._delete_parts([(upload_id,) for upload_id in sorted(before - present)], ("upload_id",))
+        return present
+
+    def _uploads_of(self, bucket: str, key: str) -> Iterator[Any]:
+        """Every open upload of exactly this key: the first in the order of its prefix."""
+        after = ""
+        while bucket in self._buckets:
+            page = self.reader.uploads(
+                bucket, prefix=key, after_key=key if after else "", after_upload_id=after, limit=100
+            )
+            mine = [upload for upload in page if upload.key == key]
+            yield from mine
+            if len(mine) < 100:
+                return
+            after = mine[-1].upload_id
+
+    def _replace_parts(self, numbers: Sequence[tuple[str, int]], uploads: dict[str, Name]) -> None:
+        self._delete_parts(numbers, ("upload_id", "part_number"))
+        parts: list[Row] = []
+        references: list[Row] = []
+        for upload_id, number in numbers:
+            for part in self.reader.parts(upload_id, after=number - 1, limit=1):
+                if part.number == number:
+                    parts.append(part_row(part))
+                    owner = (*uploads[upload_id], None, upload_id, number)
+                    references += reference_rows(owner, part.manifest.scope, self.expand(part.manifest))
+        self.database.insert("parts", parts)
+        self.database.insert("chunk_references", references)
+
+    def _delete_parts(self, keys: Sequence[tuple[Any, ...]], columns: tuple[str, ...]) -> None:
+        self.database.delete("parts", columns, keys)
+        self.database.delete("chunk_references", columns, keys)
+
+    # -- versions ------------------------------------------------------------------
+
+    def names(self, names: Sequence[Name]) -> None:
+        """Replace the version rows of these names by what the keymap has."""
+        found: list[Version] = []
+        for bucket, key in names:
+            found += self._versions_of(bucket, key)
+        self._replace_versions(names, found)
+
+    def prefix(self, bucket: str, prefix: str) -> None:
+        """Replace the version rows of every name with the prefix, group by group."""
+        after = ""
+        found: list[Version] = []
+        keys: set[str] = set()
+        for version in self._versions_below(bucket, prefix):
+            if version.key not in keys and len(keys) >= GROUP_NAMES_MAX:
+                last = max(keys, key=str.encode)
+                self._replace_stretch(bucket, prefix, after, last, keys, found)
+                after, found, keys = last, [], set()
+            keys.add(version.key)
+            found.append(version)
+        self._replace_stretch(bucket, prefix, after, None, keys, found)
+
+    def _replace_stretch(
+        self, bucket: str, prefix: str, after: str, last: str | None, keys: set[str], found: list[Version]
+    ) -> None:
+        held = self.database.rows(
+            """SELECT DISTINCT key FROM versions
+            WHERE bucket = ? AND starts_with(key, ?) AND key > ? AND (? IS NULL OR key <= ?)""",
+            (bucket, prefix, after, last, last),
+        )
+        names = sorted({(bucket, key) for key in keys} | {(bucket, key) for (key,) in held})
+        self._replace_versions(names, found)
+
+    def _versions_of(self, bucket: str, key: str) -> Iterator[Version]:
+        if bucket not in self._buckets:
+            return
+        key_marker = version_id_marker = ""
+        while True:
+            page = self.reader.list_versions(
+                bucket, prefix=key, key_marker=key_marker, version_id_marker=version_id_marker, limit=8
+            )
+            for version in page.versions:
+                if version.key != key:
+                    return
+                yield version
+            if page.next_key is None or page.next_key != key:
+                return
+            key_marker, version_id_marker = page.next_key, page.next_version_id or ""
+
+    def _versions_below(self, bucket: str, prefix: str) -> Iterator[Version]:
+        key_marker = version_id_marker = ""
+        while bucket in self._buckets:
+            page = self.reader.list_versions(
+                bucket, prefix=prefix, key_marker=key_marker, version_id_marker=version_id_marker
+            )
+            yield from page.versions
+            if page.next_key is None:
+                return
+            key_marker, version_id_marker = page.next_key, page.next_version_id or ""
+
+    def _replace_versions(self, names: Sequence[Name], found: Sequence[Version]) -> None:
+        held = self._held(names)
+        kept = {
+            (version.bucket, version.key, version.version_id)
+            for version in found
+            if (row := held.get((version.bucket, version.key, version.version_id))) and row[0] == version.lsn
+        }
+        self.database.delete("versions", ("bucket", "key"), names)
+        self.database.delete("chunk_references", ("bucket", "key", "version_id"), sorted(held.keys() - kept))
+        self.database.insert("versions", [version_row(version, self._sequence(version, held)) for version in found])
+        references: list[Row] = []
+        for version in found:
+            if (version.bucket, version.key, version.version_id) not in kept and version.size:
+                manifest = self._manifest(version)
+                owner = (version.bucket, version.key, version.version_id, None, None)
+                references += reference_rows(owner, manifest.scope, self.expand(manifest))
+                if len(references) > GROUP_NAMES_MAX * 10:
+                    self.database.insert("chunk_references", references)
+                    references = []
+        self.database.insert("chunk_references", references)
+
+    def _held(self, names: Sequence[Name]) -> dict[tuple[str, str, str], tuple[int, int]]:
+        rows = self.database.matching(
+            "SELECT bucket, key, version_id, lsn, sequence_lsn FROM versions v SEMI JOIN incoming USING (bucket, key)",
+            "versions",
+            ("bucket", "key"),
+            names,
+        )
+        return {(bucket, key, version_id): (lsn, sequence) for bucket, key, version_id, lsn, sequence in rows}
+
+    def _sequence(self, version: Version, held: dict[tuple[str, str, str], tuple[int, int]]) -> int:
+        """The LSN of the last change of this version: this batch's, else the one known."""
+        name = (version.bucket, version.key, version.version_id)
+        lsn, sequence = held.get(name, (0, 0))
+        return max(version.lsn, self.sequence.get(name, 0), sequence if lsn == version.lsn else 0)
+
+    def _manifest(self, version: Version) -> Manifest:
+        if version.manifest.entries:
+            return version.manifest
+        whole = self.reader.version(version.bucket, version.key, version.version_id)
+        return whole.manifest if whole is not None else Manifest()

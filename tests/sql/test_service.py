@@ -1,0 +1,469 @@
+"""SQL follows the journal: it reads its own writes, and says what the keymap says."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from engine.changes import (
+    AbortUpload,
+    Change,
+    CommitResult,
+    CompleteUpload,
+    Condition,
+    CreateBucket,
+    CreateUpload,
+    DeleteBucket,
+    DeleteKey,
+    Door,
+    Link,
+    Origin,
+    PartChoice,
+    PutPart,
+    PutVersion,
+    Rename,
+    SetAttributes,
+    SetBucketVersioning,
+    SetTags,
+)
+from engine.errors import QueryFailed, StoreError
+from engine.frames import encode_frame
+from engine.index.local import LocalIndex, open_local_index
+from engine.nodes.memory import MemoryNode
+from engine.tables import client
+from engine.tables.server import serve_tables
+from engine.tables.service import TablesService
+from engine.types import (
+    Attributes,
+    Checksum,
+    ChunkEntry,
+    Content,
+    Entry,
+    Manifest,
+    NewChunk,
+    ObjectPart,
+    Version,
+    Versioning,
+)
+
+pytestmark = pytest.mark.anyio
+ORIGIN = Origin(requester="ann", request_id="", source_ip="10.0.0.7", door=Door.S3)
+
+
+def content_of(text: bytes) -> Content:
+    chunk_id = hashlib.sha256(text).digest()
+    if not text:
+        return Content(Manifest())
+    new = NewChunk(chunk_id, len(text), frame=encode_frame(chunk_id, text))
+    return Content(Manifest([ChunkEntry(chunk_id, len(text))]), [new])
+
+
+def etag_of(text: bytes) -> str:
+    return hashlib.md5(text).hexdigest()
+
+
+def put(bucket: str, key: str, text: bytes = b"hello", **more: Any) -> PutVersion:
+    return PutVersion(bucket, key, content_of(text), etag_of(text), **more)
+
+
+async def leaves(manifest: Manifest) -> AsyncIterator[Entry]:
+    for entry in manifest.entries:
+        yield entry
+
+
+class Lab:
+    """An index over memory nodes, with the tables at its heels."""
+
+    def __init__(self, index: LocalIndex, service: TablesService) -> None:
+        self.index = index
+        self.service = service
+
+    async def commit(self, change: Change, origin: Origin = ORIGIN) -> CommitResult:
+        origin = Origin(origin.requester, os.urandom(8).hex(), origin.source_ip, origin.door)
+        return await self.index.commit(change, origin)
+
+    async def rows(self, sql: str) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = (await self.service.query(sql)).to_pylist(maps_as_pydicts="strict")
+        return rows
+
+
+@pytest.fixture
+def nodes() -> dict[str, MemoryNode]:
+    return {f"node{number}": MemoryNode(f"node{number}") for number in range(1, 5)}
+
+
+@asynccontextmanager
+async def opened(tmp_path: Path, nodes: dict[str, MemoryNode], **options: Any) -> AsyncIterator[Lab]:
+    async with open_local_index(tmp_path / "index", nodes, store_id="store", m=1) as index:
+        service = TablesService(index, leaves, tmp_path / "index" / "tables.duckdb", store_id="store", **options)
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(service.run)
+            yield Lab(index, service)
+            tasks.cancel_scope.cancel()
+
+
+async def test_a_query_sees_the_write_that_was_just_answered(tmp_path: Path, nodes: dict[str, MemoryNode]) -> None:
+    async with opened(tmp_path, nodes) as lab:
+        await lab.commit(CreateBucket("b"))
+        for number in range(20):
+            await lab.commit(put("b", f"key {number}", b"x" * number))
+            (row,) = await lab.rows("SELECT count(*) AS objects, sum(size)::BIGINT AS bytes FROM inventory")
+            assert row == {"objects": number + 1, "bytes": sum(range(number + 1))}
+        await lab.commit(DeleteKey("b", "key 7"))
+        assert await lab.rows("SELECT * FROM inventory WHERE key = 'key 7'") == []
+
+
+async def test_the_row_of_a_version_carries_its_facts(tmp_path: Path, nodes: dict[str, MemoryNode]) -> None:
+    async with opened(tmp_path, nodes) as lab:
+        await lab.commit(CreateBucket("b"))
+        facts = {"user_metadata": {"colour": "red"}, "tags": {"team": "ink"}, "checksum": Checksum("CRC32", "AAAAAA==")}
+        result = await lab.commit(put("b", "a\0\n日本", b"hello", **facts))
+        (row,) = await lab.rows("SELECT * FROM inventory")
+        assert row["key"] == "a\0\n日本"
+        assert row["sequence_number"] == f"{result.lsn:016x}"
+        assert (row["version_id"], row["is_delete_marker"], row["size"]) == (None, False, 5)
+        assert (row["e_tag"], row["checksum_algorithm"]) == (etag_of(b"hello"), "CRC32")
+        assert (row["object_tags"], row["user_metadata"]) == ({"team": "ink"}, {"colour": "red"})
+        assert (row["storage_class"], row["is_multipart"], row["encryption_status"]) == ("STANDARD", False, None)
+        assert int(row["last_modified_date"].timestamp()) > 1_500_000_000
+        (event,) = await lab.rows("SELECT * FROM journal")
+        assert {name: event[name] for name in row if name != "is_latest"} == {
+            name: value for name, value in row.items() if name != "is_latest"
+        }
+        assert (event["record_type"], event["requester"], event["source_ip_address"]) == ("CREATE", "ann", "10.0.0.7")
+        tagged = await lab.commit(SetTags("b", "a\0\n日本", {"team": "paper"}))
+        (row,) = await lab.rows("SELECT sequence_number, object_tags FROM inventory")
+        assert row == {"sequence_number": f"{tagged.lsn:016x}", "object_tags": {"team": "paper"}}
+        assert [e["record_type"] for e in await lab.rows("SELECT * FROM journal ORDER BY sequence_number")] == [
+            "CREATE",
+            "UPDATE_METADATA",
+        ]
+
+
+async def test_deletes_in_the_journal_are_as_aws_tells_them(tmp_path: Path, nodes: dict[str, MemoryNode]) -> None:
+    async with opened(tmp_path, nodes) as lab:
+        await lab.commit(CreateBucket("b"))
+        await lab.commit(put("b", "plain"))
+        await lab.commit(DeleteKey("b", "plain"))
+        await lab.commit(DeleteKey("b", "never there"))
+        await lab.commit(SetBucketVersioning("b", Versioning.ENABLED))
+        first = await lab.commit(put("b", "kept"))
+        assert first.version is not None
+        marker = await lab.commit(DeleteKey("b", "kept"))
+        assert marker.version is not None
+        await lab.commit(DeleteKey("b", "kept", version_id=first.version.version_id))
+        events = await lab.rows(
+            "SELECT key, record_type, version_id, is_delete_marker, size, e_tag, object_tags FROM journal "
+            "ORDER BY sequence_number"
+        )
+        nothing = {"is_delete_marker": None, "size": None, "e_tag": None, "object_tags": None}
+        created = {"record_type": "CREATE", "is_delete_marker": False, "size": 5, "e_tag": etag_of(b"hello")}
+        assert events == [
+            {"key": "plain", **created, "version_id": None, "object_tags": {}},
+            {"key": "plain", "record_type": "DELETE", "version_id": None, **nothing},
+            {"key": "kept", **created, "version_id": first.version.version_id, "object_tags": {}},
+            {
+                "key": "kept",
+                "record_type": "DELETE",
+                "version_id": marker.version.version_id,
+                "is_delete_marker": True,
+                "size": 0,
+                "e_tag": None,
+                "object_tags": None,
+            },
+            {"key": "kept", "record_type": "DELETE", "version_id": first.version.version_id, **nothing},
+        ]
+
+
+async def test_space_counts_what_is_shared_once(tmp_path: Path, nodes: dict[str, MemoryNode]) -> None:
+    async with opened(tmp_path, nodes) as lab:
+        await lab.commit(CreateBucket("a"))
+        await lab.commit(CreateBucket("b"))
+        for bucket in ("a", "b"):
+            for number in range(5):
+                await lab.commit(put(bucket, f"copy {number}", b"z" * 1000))
+        await lab.commit(Link("a", "copy 0", "a", "hard link"))
+        (space,) = await lab.rows("SELECT * FROM space")
+        assert (space["logical_bytes"], space["unique_bytes"], space["dedup_ratio"]) == (10_000, 1000, 10.0)
+        (chunk,) = await lab.rows("SELECT * FROM chunks")
+        assert (chunk["chunk_id"], chunk["length"]) == (hashlib.sha256(b"z" * 1000).hexdigest(), 1000)
+        assert chunk["in_journal"] is True
+        assert chunk["stored_length"] == space["stored_bytes"] < 1000
+        assert len(await lab.rows("SELECT * FROM chunk_references")) == 11
+        shares = await lab.rows("SELECT bucket, logical_bytes, unique_bytes FROM space_by_bucket ORDER BY bucket")
+        assert [row["unique_bytes"] for row in shares] == [1000, 1000]
+
+
+async def test_uploads_and_parts_come_and_go(tmp_path: Path, nodes: dict[str, MemoryNode]) -> None:
+    async with opened(tmp_path, nodes) as lab:
+        await lab.commit(CreateBucket("b"))
+        created = [
+            await lab.commit(CreateUpload("b", "big", user_metadata={"m": "1"}, tags={"t": "2"})) for _ in range(2)
+        ]
+        ids = [result.upload_id for result in created]
+        assert all(ids)
+        texts = [b"one" * 100, b"two" * 100]
+        choices = []
+        for number, text in enumerate(texts, 1):
+            for upload_id in ids:
+                assert upload_id is not None
+                part = await lab.commit(
+                    PutPart("b", "big", upload_id, number, content_of(text), hashlib.md5(text).digest())
+                )
+                if upload_id == ids[0]:
+                    choices.append(PartChoice(number, part.part.lsn if part.part else part.lsn))
+        assert len(await lab.rows("SELECT * FROM uploads")) == 2
+        parts = await lab.rows("SELECT * FROM parts ORDER BY upload_id, part_number")
+        assert [row["part_number"] for row in parts] == [1, 2, 1, 2]
+        assert len(await lab.rows("SELECT * FROM chunk_references WHERE upload_id IS NOT NULL")) == 4
+        entries = [entry for text in texts for entry in content_of(text).manifest.entries]
+        object_parts = [ObjectPart(number, len(text)) for number, text in enumerate(texts, 1)]
+        assert ids[0] is not None and ids[1] is not None
+        await lab.commit(CompleteUpload("b", "big", ids[0], choices, Content(Manifest(entries)), "abc-2", object_parts))
+        assert [row["upload_id"] for row in await lab.rows("SELECT upload_id FROM uploads")] == [ids[1]]
+        assert {row["upload_id"] for row in await lab.rows("SELECT upload_id FROM parts")} == {ids[1]}
+        (row,) = await lab.rows("SELECT * FROM inventory")
+        assert (row["is_multipart"], row["size"], row["e_tag"]) == (True, 600, "abc-2")
+        assert (row["user_metadata"], row["object_tags"]) == ({"m": "1"}, {"t": "2"})
+        (event,) = await lab.rows("SELECT * FROM journal")
+        assert {name: event[name] for name in row if name != "is_latest"} == {
+            name: value for name, value in row.items() if name != "is_latest"
+        }
+        await lab.commit(AbortUpload("b", "big", ids[1]))
+        for table in ("uploads", "parts"):
+            assert await lab.rows(f"SELECT * FROM {table}") == []
+        assert await lab.rows("SELECT * FROM chunk_references WHERE upload_id IS NOT NULL") == []
+
+
+# -- against the keymap, after anything ------------------------------------------------
+
+
+def keymap_versions(index: LocalIndex) -> list[tuple[Any, ...]]:
+    found: list[Version] = []
+    for bucket in index.keymap.buckets():
+        key = version_id = ""
+        while True:
+            page = index.keymap.list_versions(bucket.name, key_marker=key, version_id_marker=version_id)
+            found += page.versions
+            if page.next_key is None:
+                break
+            key, version_id = page.next_key, page.next_version_id or ""
+    return sorted(
+        (
+            v.bucket,
+            v.key,
+            v.version_id,
+            v.is_latest,
+            v.delete_marker,
+            v.size,
+            v.etag,
+            v.last_modified_ns // 1000,
+            v.is_multipart,
+            v.file_id,
+            tuple(sorted(v.tags.items())),
+            tuple(sorted(v.user_metadata.items())),
+        )
+        for v in found
+    )
+
+
+TABLE_VERSIONS = """SELECT bucket, key, version_id, is_latest, is_delete_marker, size, etag,
+    epoch_us(last_modified) AS modified, is_multipart, file_id, tags, user_metadata FROM versions"""
+
+# The newest event of every version, permanent deletes left out: what the journal says is there.
+FOLDED_JOURNAL = """SELECT * EXCLUDE (record_type, record_timestamp, requester, source_ip_address, request_id)
+    FROM journal
+    QUALIFY row_number() OVER (PARTITION BY bucket, key, version_id ORDER BY sequence_number DESC,
+        is_delete_marker IS NULL) = 1
+        AND is_delete_marker IS NOT NULL
+    ORDER BY bucket, key, version_id NULLS FIRST"""
+INVENTORY = "SELECT * EXCLUDE (is_latest) FROM inventory ORDER BY bucket, key, version_id NULLS FIRST"
+
+
+async def assert_tables_equal_keymap(lab: Lab) -> None:
+    rows = [tuple(row.values()) for row in await lab.rows(TABLE_VERSIONS)]
+    seen = sorted(
+        (*row[:10], tuple(sorted((row[10] or {}).items())), tuple(sorted((row[11] or {}).items()))) for row in rows
+    )
+    assert seen == keymap_versions(lab.index)
+    assert await lab.rows(FOLDED_JOURNAL) == await lab.rows(INVENTORY)
+    referenced = await lab.rows("SELECT DISTINCT chunk_id FROM chunk_references ANTI JOIN chunks USING (chunk_id)")
+    assert referenced == []
+    whole = await lab.rows(
+        """SELECT bucket, key, version_id, v.size, sum(r.length)::BIGINT AS referenced
+        FROM versions v LEFT JOIN chunk_references r USING (bucket, key, version_id)
+        GROUP BY ALL HAVING v.size <> coalesce(referenced, 0)"""
+    )
+    assert whole == []
+
+
+def some_change(rng: random.Random, index: LocalIndex) -> Change:
+    bucket = rng.choice(["red", "blue"])
+    target_bucket = rng.choice(["red", "blue"])
+    keys = ["a", "b", "dir/a", "dir/b", "dir/sub/c", "dir/", "other/", "other/d", "dir/sub/"]
+    key = rng.choice(keys)
+    files = [key for key in keys if not key.endswith("/")]
+    head = index.keymap.head(bucket, key)
+    file_id = head.file_id if head is not None and not head.delete_marker else None
+    text = rng.choice([b"", b"x", b"yy" * 50, rng.randbytes(20)])
+    match rng.randrange(13):
+        case 0 | 1 | 2:
+            return put(bucket, key, text, tags={"n": str(rng.randrange(3))}, user_metadata={"u": "1"})
+        case 3:
+            return put(bucket, key, text, file_id=file_id, keep_metadata=True)
+        case 4:
+            replaces = head.lsn if head is not None and rng.random() < 0.7 else None
+            return put(bucket, key, text, file_id=file_id, replaces_lsn=replaces)
+        case 5:
+            return DeleteKey(bucket, key)
+        case 6:
+            return DeleteKey(bucket, key, must_exist=True, keep_parent=True, empty_directory=key.endswith("/"))
+        case 7:
+            page = index.keymap.list_versions(bucket)
+            chosen = rng.choice(page.versions) if page.versions else None
+            return DeleteKey(bucket, chosen.key if chosen else key, version_id=chosen.version_id if chosen else "null")
+        case 8:
+            return Rename(bucket, rng.choice(files), target_bucket, rng.choice(files), exchange=rng.random() < 0.2)
+        case 9:
+            return Rename(
+                bucket, rng.choice(["dir/", "dir/sub/", "other/"]), target_bucket, rng.choice(["dir/", "new/"])
+            )
+        case 10:
+            return Link(bucket, rng.choice(files), bucket, rng.choice(files))
+        case 11:
+            return SetAttributes(
+                bucket, key, Attributes(mode=0o100600), file_id=file_id if rng.random() < 0.5 else None
+            )
+        case _:
+            versioning = rng.choice([Versioning.ENABLED, Versioning.SUSPENDED])
+            changes = [SetTags(bucket, key, {"x": "1"}), SetTags(bucket, key, {})]
+            if rng.random() < 0.1:
+                return SetBucketVersioning(bucket, versioning)
+            return rng.choice(changes)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_inventory_and_journal_agree_with_the_keymap_after_anything(
+    tmp_path: Path, nodes: dict[str, MemoryNode], seed: int
+) -> None:
+    rng = random.Random(seed)
+    refused = 0
+    async with opened(tmp_path, nodes) as lab:
+        await lab.commit(CreateBucket("red"))
+        await lab.commit(CreateBucket("blue"))
+        for step in range(150):
+            change = some_change(rng, lab.index)
+            try:
+                await lab.commit(change)
+            except StoreError:
+                refused += 1
+            if rng.random() < 0.15:
+                try:
+                    await assert_tables_equal_keymap(lab)
+                except AssertionError as error:
+                    raise AssertionError(f"seed {seed}, step {step}, after {change}") from error
+        await assert_tables_equal_keymap(lab)
+        kept = await lab.rows("FROM inventory ORDER BY ALL"), await lab.rows("FROM journal ORDER BY ALL")
+    assert refused < 140
+    # fed again from the journal alone, everything is as before
+    (tmp_path / "index" / "tables.duckdb").unlink()
+    async with opened(tmp_path, nodes) as lab:
+        assert (await lab.rows("FROM inventory ORDER BY ALL"), await lab.rows("FROM journal ORDER BY ALL")) == kept
+
+
+async def test_tables_take_up_where_they_stopped(tmp_path: Path, nodes: dict[str, MemoryNode]) -> None:
+    for turn in range(3):
+        async with opened(tmp_path, nodes) as lab:
+            if turn == 0:
+                await lab.commit(CreateBucket("b"))
+            await lab.commit(put("b", f"key {turn}"))
+            assert len(await lab.rows("FROM inventory")) == turn + 1
+            assert len(await lab.rows("FROM journal")) == turn + 1
+
+
+async def test_tables_ahead_of_the_journal_are_made_anew(tmp_path: Path, nodes: dict[str, MemoryNode]) -> None:
+    async with opened(tmp_path, nodes) as lab:
+        await lab.commit(CreateBucket("b"))
+        await lab.commit(put("b", "lost"))
+        assert len(await lab.rows("FROM inventory")) == 1
+    (tmp_path / "index" / "tables.duckdb").rename(tmp_path / "kept.duckdb")
+    other = {f"node{number}": MemoryNode(f"node{number}") for number in range(1, 5)}
+    for name in os.listdir(tmp_path / "index"):
+        (tmp_path / "index" / name).unlink()
+    (tmp_path / "kept.duckdb").rename(tmp_path / "index" / "tables.duckdb")
+    async with opened(tmp_path, other) as lab:
+        await lab.commit(CreateBucket("b"))
+        for number in range(5):
+            await lab.commit(put("b", f"new {number}"))
+        assert len(await lab.rows("FROM inventory WHERE key LIKE 'new %'")) == 5
+        assert await lab.rows("FROM inventory WHERE key = 'lost'") == []
+
+
+async def test_far_behind_they_catch_up_in_bounded_batches(
+    tmp_path: Path, nodes: dict[str, MemoryNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.tables.service.PENDING_RECORDS_MAX", 7)
+    async with open_local_index(tmp_path / "index", nodes, store_id="store", m=1) as index:
+        lab = Lab(index, None)  # type: ignore[arg-type]
+        await lab.commit(CreateBucket("b"))
+        for number in range(60):
+            await lab.commit(put("b", f"key {number % 10}", str(number).encode()))
+            if number % 9 == 8:
+                await lab.commit(DeleteKey("b", f"key {number % 10}"))
+    async with opened(tmp_path, nodes) as lab:
+        await assert_tables_equal_keymap(lab)
+        assert len(await lab.rows("FROM journal WHERE record_type = 'CREATE'")) == 60
+
+
+async def test_the_socket_answers_and_a_stopped_server_is_told_apart(
+    tmp_path: Path, nodes: dict[str, MemoryNode]
+) -> None:
+    assert await client.applied_lsn(tmp_path) is None
+    async with open_local_index(tmp_path / "index", nodes, store_id="store", m=1) as index:
+        service = TablesService(index, leaves, tmp_path / "index" / "tables.duckdb", store_id="store", query_seconds=2)
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(serve_tables, service, tmp_path / "index")
+            lab = Lab(index, service)
+            await lab.commit(CreateBucket("b"))
+            result = await lab.commit(put("b", "k"))
+            table = await client.query(tmp_path, "SELECT key, size FROM inventory")
+            assert table.to_pylist() == [{"key": "k", "size": 5}]
+            assert await client.applied_lsn(tmp_path) == result.lsn
+            large = await client.query(tmp_path, "SELECT range AS n FROM range(1000000)")
+            assert large.num_rows == 1_000_000
+            with pytest.raises(QueryFailed, match="no_such"):
+                await client.query(tmp_path, "SELECT no_such FROM inventory")
+            with pytest.raises(QueryFailed, match="2 seconds"):
+                await client.query(
+                    tmp_path,
+                    "SELECT count(*) FROM range(100000000000) a, range(999) b WHERE (a.range * b.range) % 7 = 3",
+                )
+            with anyio.move_on_after(0.3):  # hangs up in the middle of its query
+                await client.query(
+                    tmp_path, "SELECT count(*) FROM range(100000000000) a, range(999) b WHERE a.range = 3"
+                )
+            assert (await client.query(tmp_path, "SELECT 1 AS one")).to_pylist() == [{"one": 1}]
+            tasks.cancel_scope.cancel()
+    assert await client.applied_lsn(tmp_path) is None
+
+
+async def test_a_deleted_bucket_leaves_no_rows(tmp_path: Path, nodes: dict[str, MemoryNode]) -> None:
+    async with opened(tmp_path, nodes) as lab:
+        await lab.commit(CreateBucket("b"))
+        await lab.commit(put("b", "k", condition=Condition(if_none_match=["*"])))
+        await lab.commit(DeleteKey("b", "k"))
+        await lab.commit(DeleteBucket("b"))
+        for table in ("buckets", "versions", "uploads", "parts", "chunk_references"):
+            assert await lab.rows(f"FROM {table}") == []
+        assert [row["record_type"] for row in await lab.rows("FROM journal ORDER BY sequence_number")] == [
+            "CREATE",
+            "DELETE",
+        ]
