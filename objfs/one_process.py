@@ -7,8 +7,8 @@ sockets crossed but the ones other commands join by.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -36,20 +36,33 @@ def serve_in_one_process(data: Path, address: Address, mount: Path | None, on_re
 
 async def _serve(data: Path, address: Address, mount: Path | None, on_ready: Callable[[], None]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with open_parts(data, join=False) as parts:
+        async with open_parts(data, join=False) as parts, trio.open_nursery() as tables:
             store = Store(parts)
-            service = TablesService(
-                parts.index, store.expand, data / "index" / TABLES_NAME, store_id=parts.descriptor.store_id
-            )
+            database = data / "index" / TABLES_NAME
+            service = TablesService(parts.index, store.expand, database, store_id=parts.descriptor.store_id)
+            await tables.start(partial(serve_tables, service, data / "index"))
             async with AsyncExitStack() as doors:
-                # Left in the opposite order: requests end first, the tables last.
-                nursery = await doors.enter_async_context(trio.open_nursery())
-                doors.callback(nursery.cancel_scope.cancel)
-                await nursery.start(partial(serve_tables, service, data / "index"))
+                # Left in the opposite order: requests end first, then the mount.
                 if mount is not None:
                     await doors.enter_async_context(_mounted(store, mount))
                 await doors.enter_async_context(_serving_s3(store, address))
-                while not await trio.to_thread.run_sync(answers, address):
-                    await trio.sleep(PROBE_SECONDS)
                 on_ready()
                 await anext(signals)
+            tables.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _mounted(store: Store, directory: Path) -> AsyncIterator[None]:
+    from objfs.mount.mount import run_mount  # pyfuse3 is loaded only where there is a mount
+
+    async def run(*, task_status: trio.TaskStatus[None]) -> None:
+        await run_mount(store, str(directory), ready=task_status.started, stop=stop)
+
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        try:
+            await nursery.start(run)
+            yield
+        finally:
+            stop.set()
+

@@ -75,7 +75,7 @@ def _announcement_path(data: Path) -> Path:
 class Role:
     """One process to run; it is up once it printed a line `ready`. `before` runs ahead of
     each start and after the end. `stage`: started in ascending, drained in descending
-    order; nothing starts while a process of a lower stage is not up."""
+    order; while one of the lowest stage is down, no other is started again."""
 
     name: str
     command: Sequence[str]
@@ -234,10 +234,11 @@ class Supervisor:
                 self._start(child)
 
     def _startable(self) -> list[Child]:
-        """Who does not run, and has everything it stands on: a process that found no index
-        would open the store itself, in the index's place."""
-        lowest_down = min((child.role.stage for child in self._children if not child.ready), default=0)
-        return [child for child in self._children if child.process is None and child.role.stage <= lowest_down]
+        """Who does not run, and may. While the index is down nobody else starts: a process
+        that found no index would open the store itself, in the index's place."""
+        foundation = min(child.role.stage for child in self._children)
+        stands = all_up([child for child in self._children if child.role.stage == foundation])
+        return [child for child in self._children if child.process is None and (stands or child.role.stage == foundation)]
 
     # -- draining --------------------------------------------------------------
 
