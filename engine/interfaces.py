@@ -41,7 +41,8 @@ class NodeSpace(Struct, frozen=True):
 class Node(Protocol):
     """A storage node. Names are relative POSIX paths ("segments/ab/…"). Blocking calls:
     callers put them in threads; append/pwrite into the page cache and warm reads may
-    stay on the loop. Errors: NodeUnavailable, NodeFull, FragmentMissing, WrongStore."""
+    stay on the loop. Errors: NodeUnavailable, NodeFull, FragmentMissing, WrongStore, and
+    FragmentCorrupt from append() if the file does not end at `offset`."""
 
     node_id: str
     path: str

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engine.durable_files import sync_directory, write_durably
-from engine.errors import FragmentMissing, NodeFull, NodeUnavailable, StoreError, WrongStore
+from engine.errors import FragmentCorrupt, FragmentMissing, NodeFull, NodeUnavailable, StoreError, WrongStore
 from engine.interfaces import Buffer, NodeSpace
 from engine.nodes.descriptor import NODE_DESCRIPTOR_NAME, read_node_descriptor
 
@@ -102,7 +102,7 @@ class DirectoryNode:
         with self._open(name, writable=True) as file:
             size = os.fstat(file.descriptor).st_size
             if size != offset:
-                raise NodeUnavailable(f"{self._locate(name)} is {size} bytes long, not {offset}: not ours any more")
+                raise FragmentCorrupt(f"{self._locate(name)} is {size} bytes long, not {offset}: not ours any more")
             for start in range(0, len(buffers), IOV_MAX):
                 offset = self._write_all(file.descriptor, offset, buffers[start : start + IOV_MAX])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 
-from engine.errors import FragmentMissing, NodeFull, NodeUnavailable, StoreError
+from engine.errors import FragmentCorrupt, FragmentMissing, NodeFull, NodeUnavailable, StoreError
 from engine.interfaces import Buffer, NodeSpace
 
 UNKNOWN_DEVICE = 0
@@ -64,7 +64,7 @@ class MemoryNode:
             file = self._file(name)
             self._refuse_failed(name)
             if len(file) != offset:
-                raise NodeUnavailable(f"{self.path}/{name} is {len(file)} bytes long, not {offset}: not ours any more")
+                raise FragmentCorrupt(f"{self.path}/{name} is {len(file)} bytes long, not {offset}: not ours any more")
             self._reserve(sum(map(len, buffers)))
             for buffer in buffers:
                 file += buffer

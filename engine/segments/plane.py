@@ -24,7 +24,7 @@ import anyio.to_thread
 from engine import limits
 from engine.changes import OpenSegment, SealSegment
 from engine.coding import DEFAULT_CODE, check_code
-from engine.errors import NodeFull, StoreError, Unreadable, WritesStopped
+from engine.errors import FragmentCorrupt, NodeFull, NodeUnavailable, StoreError, Unreadable, WritesStopped, WrongStore
 from engine.interfaces import Node
 from engine.placement import choose_nodes
 from engine.segments.reader import read_frames
@@ -222,11 +222,14 @@ class SegmentPlane:
         self._cut[writer.segment.segment_id] = writer.synced_end
         for index, error in failures.items():
             node_id = writer.segment.node_ids[index]
-            self._distrusted[node_id] = _Distrust(time.monotonic() + DISTRUST_SECONDS, isinstance(error, NodeFull))
             logger.warning("node %s fails in segment %016x: %s", node_id, writer.segment.segment_id, error)
-            if not isinstance(error, NodeFull):
+            if isinstance(error, (NodeFull, NodeUnavailable, WrongStore)):
+                self._distrusted[node_id] = _Distrust(time.monotonic() + DISTRUST_SECONDS, isinstance(error, NodeFull))
+            if isinstance(error, (NodeUnavailable, WrongStore)):
                 await self._report_failure(node_id, str(error))
-        await self._finish(writer, list(failures))
+        if not any(isinstance(error, FragmentCorrupt) for error in failures.values()):
+            await self._finish(writer, list(failures))
+        # else someone took this segment for an orphan and seals it: hands off
 
     async def _finish(self, writer: SegmentWriter, failed: Sequence[int] = ()) -> None:
         """Seal and announce. A segment that cannot be sealed stays open in the index: its

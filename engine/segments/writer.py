@@ -18,7 +18,15 @@ from msgspec import Struct
 from engine import limits
 from engine.changes import OpenSegment, SealSegment
 from engine.coding import LIBRARY, encode, fragment_length
-from engine.errors import FragmentMissing, NodeFull, NodeUnavailable, StoreError, WritesStopped, WrongStore
+from engine.errors import (
+    FragmentCorrupt,
+    FragmentMissing,
+    NodeFull,
+    NodeUnavailable,
+    StoreError,
+    WritesStopped,
+    WrongStore,
+)
 from engine.frames import read_header
 from engine.interfaces import Buffer, Node
 from engine.segments.format import (
@@ -39,7 +47,7 @@ from engine.segments.format import (
 from engine.types import Segment, SegmentLocation
 
 ENTRIES_MAX = 64 * 1024  # chunks of one segment: bounds the directory kept in memory (~20 MB)
-NODE_ERRORS = (NodeFull, NodeUnavailable, FragmentMissing, WrongStore)
+NODE_ERRORS = (NodeFull, NodeUnavailable, FragmentMissing, FragmentCorrupt, WrongStore)
 
 
 class PendingStripe(Struct):

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import FragmentMissing, NodeFull, NodeUnavailable, StoreError, UnknownFormat, WrongStore
+from engine.errors import (
+    FragmentCorrupt,
+    FragmentMissing,
+    NodeFull,
+    NodeUnavailable,
+    StoreError,
+    UnknownFormat,
+    WrongStore,
+)
 from engine.interfaces import Node
 from engine.nodes import directory
 from engine.nodes.descriptor import NODE_DESCRIPTOR_NAME, NodeDescriptor, write_node_descriptor
@@ -55,7 +63,7 @@ def test_append_elsewhere_than_at_the_end_is_refused(node: Node) -> None:
     node.create(NAME)
     node.append(NAME, 0, [b"abc"])
     for offset in (0, 4):
-        with pytest.raises(NodeUnavailable, match="not ours any more"):
+        with pytest.raises(FragmentCorrupt, match="not ours any more"):
             node.append(NAME, offset, [b"x"])
 
 

@@ -1,0 +1,485 @@
+"""Recovery and repair of segments: sealing what a gone writer left, rebuilding fragments.
+
+Blocking functions for worker threads; one segment is worked on by one caller at a time.
+They trust nothing but checksums: a stripe is what its headers say, wherever at least k of
+its fragments verify. What was acknowledged was whole on all nodes of the segment, so a
+stripe short of k good fragments behind the last recoverable one was never acknowledged
+and is cut; one that stands before recoverable stripes is kept as it is.
+
+A fragment file is never changed where it already holds anything good: a torn tail is cut
+and appended to, anything else is written anew beside it and renamed over it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from msgspec import Struct
+
+from engine.changes import SealSegment
+from engine.coding import LIBRARY, decode, encode
+from engine.errors import (
+    FragmentCorrupt,
+    FragmentMissing,
+    NodeFull,
+    NodeUnavailable,
+    StoreError,
+    UnknownFormat,
+    Unreadable,
+)
+from engine.frames import read_header, verify_frame
+from engine.interfaces import Buffer, Node
+from engine.segments.format import (
+    FILE_HEADER_BYTES,
+    FOOTER_BYTES,
+    FRAMES,
+    STRIPE_HEADER_BYTES,
+    DirectoryEntry,
+    FileHeader,
+    Footer,
+    StripeHeader,
+    decode_directory,
+    decode_file_header,
+    decode_footer,
+    decode_stripe_header,
+    encode_file_header,
+    encode_stripe_header,
+    fragment_name,
+    stripe_pattern,
+    verify_payload,
+)
+from engine.segments.writer import encode_tail
+from engine.types import Segment, SegmentLocation, SegmentState
+
+SEARCH_BYTES = 1024 * 1024
+SCRATCH = ".rebuild"  # ends the name of a fragment file that is being written anew
+
+logger = logging.getLogger("objfs.segments")
+
+
+class Stripe(Struct):
+    """A stripe as found: `good` holds the verified payloads by fragment index."""
+
+    offset: int
+    header: StripeHeader
+    good: dict[int, bytes]
+
+    @property
+    def end(self) -> int:
+        return self.offset + STRIPE_HEADER_BYTES + self.header.fragment_length
+
+
+class StripeMark(Struct):
+    """What is kept of a stripe once its payloads are out of memory."""
+
+    offset: int
+    header: StripeHeader
+    good: frozenset[int]
+    recoverable: bool
+
+    @property
+    def end(self) -> int:
+        return self.offset + STRIPE_HEADER_BYTES + self.header.fragment_length
+
+
+# -- what callers use ----------------------------------------------------------
+
+
+def recover_segment(segment: Segment, nodes: Mapping[str, Node]) -> SealSegment:
+    """Seal a segment whose writer is gone. Every fragment on a node that is there comes
+    back to its full length; the others are named in `fragments_lost`. Raises Unreadable
+    when so many nodes are missing that acknowledged stripes could be taken for torn."""
+    there = _present(segment, nodes)
+    if len(there) < segment.k:
+        missing = [node_id for index, node_id in enumerate(segment.node_ids) if index not in there]
+        raise Unreadable(
+            f"segment {segment.segment_id:016x} needs {segment.k} of its nodes to be recovered, "
+            f"{len(there)} are there; missing: {', '.join(missing)}"
+        )
+    marks, entries = _survey(segment, there)
+    recoverable = [position for position, mark in enumerate(marks) if mark.recoverable]
+    marks = marks[: recoverable[-1] + 1] if recoverable else []
+    end = marks[-1].end if marks else FILE_HEADER_BYTES
+    stripes = marks[-1].header.number + 1 if marks else 0
+    entries = [entry for entry in entries if entry.location.stripe_offset < end]
+    tail, size = encode_tail(segment, entries, stripes, end)
+    lost = set(range(len(segment.node_ids))) - set(there)
+    for index, node in there.items():
+        try:
+            _complete(segment, index, node, there, marks, tail[index])
+        except StoreError as error:
+            logger.warning("fragment %d of segment %016x stays short: %s", index, segment.segment_id, error)
+            lost.add(index)
+    return SealSegment(segment.segment_id, size, sorted(lost), stripes)
+
+
+def missing_fragments(segment: Segment, nodes: Mapping[str, Node]) -> list[int]:
+    """Indexes of fragment files that are absent, short, unsealed or on a node that is not
+    there. Looks at size, header and footer only: a cheap check, not a scrub."""
+    return [
+        index
+        for index, node_id in enumerate(segment.node_ids)
+        if node_id not in nodes or not _looks_whole(segment, index, nodes[node_id])
+    ]
+
+
+def rebuild_fragments(segment: Segment, missing_indexes: Sequence[int], nodes: Mapping[str, Node]) -> None:
+    """Write the fragment files of `missing_indexes` anew from the others, on the nodes the
+    segment names. What stood there and was damaged is quarantined. Raises Unreadable, and
+    the target nodes' errors."""
+    assert segment.state is SegmentState.SEALED, "an open segment is its writer's business"
+    there = _present(segment, nodes)
+    marks, entries = _survey(segment, there)
+    if len(there) < segment.k or len(marks) < segment.stripes:
+        raise Unreadable(
+            f"segment {segment.segment_id:016x}: {len(marks)} of {segment.stripes} stripes found on "
+            f"{len(there)} nodes; bring back its other nodes"
+        )
+    stored = read_directory(segment, nodes)
+    end = marks[-1].end if marks else FILE_HEADER_BYTES
+    tail, size = encode_tail(segment, entries if stored is None else stored, segment.stripes, end)
+    assert size == segment.size, "a sealed segment never changes its size"
+    for index in missing_indexes:
+        if index not in there:
+            raise NodeUnavailable(f"node {segment.node_ids[index]} is not there to take fragment {index}")
+        _rewrite(segment, index, there[index], there, marks, tail[index])
+
+
+def read_directory(segment: Segment, nodes: Mapping[str, Node]) -> list[DirectoryEntry] | None:
+    """The chunk directory of a sealed segment, or None where it can't be read (the frames
+    themselves name their chunks too)."""
+    there = _present(segment, nodes)
+    footer = next((found for index, node in there.items() if (found := _footer(segment, index, node))), None)
+    if footer is None:
+        return None
+    entries: list[DirectoryEntry] = []
+    offset = footer.directory_offset
+    for _ in range(footer.directory_stripes):
+        stripe = _stripe_at(segment, offset, there)
+        if stripe is None or len(stripe.good) < segment.k:
+            return None
+        data = decode(stripe.good, segment.k, segment.m, segment.code)
+        entries += decode_directory(segment.segment_id, data[: stripe.header.data_length])
+        offset = stripe.end
+    return entries
+
+
+# -- finding stripes -----------------------------------------------------------
+
+
+def _present(segment: Segment, nodes: Mapping[str, Node]) -> dict[int, Node]:
+    there: dict[int, Node] = {}
+    for index, node_id in enumerate(segment.node_ids):
+        node = nodes.get(node_id)
+        if node is None:
+            continue
+        try:
+            node.check()
+        except StoreError as error:
+            logger.warning("node %s is left out: %s", node_id, error)
+        else:
+            there[index] = node
+    return there
+
+
+def _survey(segment: Segment, there: Mapping[int, Node]) -> tuple[list[StripeMark], list[DirectoryEntry]]:
+    """Every stripe of frames, and the chunk directory the recoverable ones amount to."""
+    marks: list[StripeMark] = []
+    entries: list[DirectoryEntry] = []
+    for stripe in _scan(segment, there):
+        recoverable = len(stripe.good) >= segment.k
+        if recoverable:
+            entries += _frames_of(segment, stripe)
+        else:
+            logger.error(
+                "segment %016x stripe %d at %d has %d good fragments of the %d needed",
+                segment.segment_id,
+                stripe.header.number,
+                stripe.offset,
+                len(stripe.good),
+                segment.k,
+            )
+        marks.append(StripeMark(stripe.offset, stripe.header, frozenset(stripe.good), recoverable))
+    return marks, entries
+
+
+def _scan(segment: Segment, there: Mapping[int, Node]) -> Iterator[Stripe]:
+    """Stripes of frames from the start of the files to the last one of which any fragment
+    can be found. Where no header stands at the place the next stripe should start, the
+    files are searched for the next one."""
+    offset: int | None = FILE_HEADER_BYTES
+    while offset is not None:
+        stripe = _stripe_at(segment, offset, there)
+        if stripe is None:
+            offset = _search(segment, offset, there)
+        elif stripe.header.kind != FRAMES:
+            return
+        else:
+            yield stripe
+            offset = stripe.end
+
+
+def _stripe_at(segment: Segment, offset: int, there: Mapping[int, Node]) -> Stripe | None:
+    headers: dict[int, StripeHeader] = {}
+    for index, node in there.items():
+        try:
+            content = node.read(fragment_name(segment.segment_id, index), offset, STRIPE_HEADER_BYTES)
+            headers[index] = decode_stripe_header(content, segment.segment_id, index)
+        except UnknownFormat:
+            raise
+        except StoreError:
+            continue  # this fragment is not good, which is what is being found out
+    if not headers:
+        return None
+    found = _agreed(list(headers.values()))
+    good: dict[int, bytes] = {}
+    for index, header in headers.items():
+        if _shape(header) == _shape(found):
+            payload = _read_payload(segment, index, there[index], offset, header)
+            if payload is not None:
+                good[index] = payload
+    return Stripe(offset, found, good)
+
+
+def _shape(header: StripeHeader) -> tuple[int, int, int, int]:
+    return header.kind, header.number, header.fragment_length, header.data_length
+
+
+def _agreed(headers: Sequence[StripeHeader]) -> StripeHeader:
+    """Files disagree where one missed a recovery. A directory says that the end of the
+    frames was decided before; else the most files are right."""
+    shapes = [_shape(header) for header in headers]
+    return max(headers, key=lambda header: (header.kind != FRAMES, shapes.count(_shape(header))))
+
+
+def _read_payload(segment: Segment, index: int, node: Node, offset: int, header: StripeHeader) -> bytes | None:
+    try:
+        name = fragment_name(segment.segment_id, index)
+        payload = node.read(name, offset + STRIPE_HEADER_BYTES, header.fragment_length)
+    except StoreError:
+        return None
+    return payload if verify_payload(header, payload) else None
+
+
+def _search(segment: Segment, offset: int, there: Mapping[int, Node]) -> int | None:
+    """The first offset beyond `offset` at which some file has a valid stripe header."""
+    found = [
+        position
+        for index, node in there.items()
+        if (position := _search_file(segment, index, node, offset + 1)) is not None
+    ]
+    return min(found, default=None)
+
+
+def _search_file(segment: Segment, index: int, node: Node, offset: int) -> int | None:
+    name, pattern = fragment_name(segment.segment_id, index), stripe_pattern(segment.segment_id, index)
+    while True:
+        try:
+            content = node.read(name, offset, SEARCH_BYTES + STRIPE_HEADER_BYTES)
+        except StoreError:
+            return None
+        position = content.find(pattern)
+        while position >= 0:
+            try:
+                decode_stripe_header(content[position : position + STRIPE_HEADER_BYTES], segment.segment_id, index)
+                return offset + position
+            except FragmentCorrupt:
+                position = content.find(pattern, position + 1)
+        if len(content) <= STRIPE_HEADER_BYTES:
+            return None
+        offset += max(len(content) - STRIPE_HEADER_BYTES, 1)
+
+
+def _frames_of(segment: Segment, stripe: Stripe) -> Iterator[DirectoryEntry]:
+    header = stripe.header
+    data = memoryview(decode(stripe.good, segment.k, segment.m, segment.code))[: header.data_length]
+    start = 0
+    while start < len(data):
+        try:
+            frame = read_header(data[start:])
+            verify_frame(data[start : start + frame.frame_length])
+        except FragmentCorrupt as error:
+            # It was damaged before it was coded. The stripe is kept as it is; what cannot
+            # be read stays out of the directory.
+            logger.error("segment %016x stripe %d: %s", segment.segment_id, header.number, error)
+            return
+        location = SegmentLocation(segment.segment_id, stripe.offset, header.fragment_length, start, frame.frame_length)
+        yield DirectoryEntry(frame.chunk_id, frame.scope, location)
+        start += frame.frame_length
+
+
+# -- writing fragments ---------------------------------------------------------
+
+
+def _complete(
+    segment: Segment, index: int, node: Node, there: Mapping[int, Node], marks: Sequence[StripeMark], tail: list[Buffer]
+) -> None:
+    """Bring one file of an open segment to its full, sealed length."""
+    name = fragment_name(segment.segment_id, index)
+    if not _has_header(segment, index, node):
+        _rewrite(segment, index, node, there, marks, tail)
+        return
+    good = 0
+    while good < len(marks) and index in marks[good].good:
+        good += 1
+    if any(index in mark.good for mark in marks[good:]):
+        _rewrite(segment, index, node, there, marks, tail)
+        return
+    end = marks[good - 1].end if good else FILE_HEADER_BYTES
+    node.truncate(name, end)
+    end = _append_stripes(segment, index, there, marks[good:], node, name, end)
+    node.append(name, end, tail)
+    node.sync(name)
+
+
+def _rewrite(
+    segment: Segment, index: int, node: Node, there: Mapping[int, Node], marks: Sequence[StripeMark], tail: list[Buffer]
+) -> None:
+    """Write the whole file anew and put it in its place."""
+    name = fragment_name(segment.segment_id, index)
+    scratch = name + SCRATCH
+    _delete_if_there(node, scratch)  # left by an earlier attempt
+    try:
+        store_id = _store_id(segment, there)
+        header = FileHeader(store_id, segment.segment_id, index, segment.k, segment.m, segment.code, LIBRARY)
+        node.create(scratch)
+        node.append(scratch, 0, [encode_file_header(header)])
+        end = _append_stripes(segment, index, there, marks, node, scratch, FILE_HEADER_BYTES)
+        node.append(scratch, end, tail)
+        node.sync(scratch)
+    except NodeFull:
+        _delete_if_there(node, scratch)
+        raise
+    if _is_there(node, name) and _damaged(segment, index, node, marks):
+        node.quarantine(name, f"fragment {index} of segment {segment.segment_id:016x} was damaged and is rebuilt")
+    node.rename(scratch, name)
+
+
+def _append_stripes(
+    segment: Segment,
+    index: int,
+    there: Mapping[int, Node],
+    marks: Sequence[StripeMark],
+    node: Node,
+    name: str,
+    end: int,
+) -> int:
+    for mark in marks:
+        if mark.offset > end:
+            # Between stripes that survived lies one nothing is left of.
+            node.append(name, end, [bytes(mark.offset - end)])
+        if mark.recoverable:
+            payload = _payload_of(segment, index, there, mark)
+            header = encode_stripe_header(
+                segment.segment_id, index, mark.header.number, payload, mark.header.data_length, mark.header.kind
+            )
+            node.append(name, mark.offset, [header, payload])
+        else:
+            node.append(name, mark.offset, [bytes(mark.end - mark.offset)])
+        end = mark.end
+    return end
+
+
+def _payload_of(segment: Segment, index: int, there: Mapping[int, Node], mark: StripeMark) -> Buffer:
+    """The fragment of one stripe, read from its file if good there, else from the others."""
+    good: dict[int, bytes] = {}
+    for source in sorted(mark.good, key=lambda source: source != index):
+        payload = _read_verified(segment, source, there[source], mark)
+        if payload is None:
+            continue
+        if source == index:
+            return payload
+        good[source] = payload
+        if len(good) == segment.k:
+            data = decode(good, segment.k, segment.m, segment.code)
+            return encode(data, segment.k, segment.m, segment.code)[index]
+    raise Unreadable(
+        f"segment {segment.segment_id:016x} stripe {mark.header.number} has lost fragments while it was repaired"
+    )
+
+
+def _read_verified(segment: Segment, index: int, node: Node, mark: StripeMark) -> bytes | None:
+    try:
+        content = node.read(fragment_name(segment.segment_id, index), mark.offset, STRIPE_HEADER_BYTES)
+        header = decode_stripe_header(content, segment.segment_id, index)
+    except StoreError:
+        return None
+    return _read_payload(segment, index, node, mark.offset, header)
+
+
+# -- looking at files ----------------------------------------------------------
+
+
+def _is_there(node: Node, name: str) -> bool:
+    try:
+        node.size(name)
+    except FragmentMissing:
+        return False
+    return True
+
+
+def _delete_if_there(node: Node, name: str) -> None:
+    if _is_there(node, name):
+        node.delete(name)
+
+
+def _damaged(segment: Segment, index: int, node: Node, marks: Sequence[StripeMark]) -> bool:
+    """Whether the file is more than short: something before its end does not verify."""
+    size = node.size(fragment_name(segment.segment_id, index))
+    if size < FILE_HEADER_BYTES:
+        return False
+    return not _has_header(segment, index, node) or any(index not in mark.good for mark in marks if mark.end <= size)
+
+
+def _has_header(segment: Segment, index: int, node: Node) -> bool:
+    def read() -> bool:
+        content = node.read(fragment_name(segment.segment_id, index), 0, FILE_HEADER_BYTES)
+        header = decode_file_header(content)
+        return (header.segment_id, header.index) == (segment.segment_id, index)
+
+    return _holds(read)
+
+
+def _looks_whole(segment: Segment, index: int, node: Node) -> bool:
+    def read() -> bool:
+        node.check()
+        if not _has_header(segment, index, node):
+            return False
+        if segment.state is SegmentState.OPEN:
+            return True
+        if node.size(fragment_name(segment.segment_id, index)) != segment.size:
+            return False
+        footer = _footer(segment, index, node)
+        return footer is not None and footer.stripes == segment.stripes
+
+    return _holds(read)
+
+
+def _footer(segment: Segment, index: int, node: Node) -> Footer | None:
+    try:
+        name = fragment_name(segment.segment_id, index)
+        content = node.read(name, max(segment.size - FOOTER_BYTES, 0), FOOTER_BYTES)
+        return decode_footer(content, segment.segment_id, index)
+    except UnknownFormat:
+        raise
+    except StoreError:
+        return None
+
+
+def _holds(read: Callable[[], bool]) -> bool:
+    try:
+        return read()
+    except UnknownFormat:
+        raise
+    except StoreError:
+        return False
+
+
+def _store_id(segment: Segment, there: Mapping[int, Node]) -> str:
+    """As the other fragments have it."""
+    for index, node in there.items():
+        if _has_header(segment, index, node):
+            content = node.read(fragment_name(segment.segment_id, index), 0, FILE_HEADER_BYTES)
+            return decode_file_header(content).store_id
+    return ""
