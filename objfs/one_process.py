@@ -19,10 +19,11 @@ from engine.store import Store
 from engine.tables.client import TABLES_NAME
 from engine.tables.server import serve_tables
 from engine.tables.service import TablesService
+from gateway.app import Gateway
+from gateway.serve import serve_hypercorn
+from gateway.worker import DEFAULT_DOMAINS
 from objfs.commands.common import only_error
-from objfs.listening import Address, answers
-
-PROBE_SECONDS = 0.05
+from objfs.listening import Address
 
 
 def serve_in_one_process(data: Path, address: Address, mount: Path | None, on_ready: Callable[[], None]) -> int:
@@ -66,3 +67,18 @@ async def _mounted(store: Store, directory: Path) -> AsyncIterator[None]:
         finally:
             stop.set()
 
+
+@asynccontextmanager
+async def _serving_s3(store: Store, address: Address) -> AsyncIterator[None]:
+    gateway = Gateway(store, users=store.users, host_style_domains=DEFAULT_DOMAINS)
+    stop = trio.Event()
+
+    async def run(*, task_status: trio.TaskStatus[None]) -> None:
+        await serve_hypercorn(gateway, address.host, address.port, started=task_status.started, shutdown=stop.wait)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run)
+        try:
+            yield
+        finally:
+            stop.set()

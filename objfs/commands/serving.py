@@ -74,7 +74,7 @@ def roles_of(data: Path, address: Address, mount: Path | None, workers: int) -> 
             )
         )
     for number in range(1, workers + 1):
-        command = [*python, "objfs.processes", "gateway", str(data), str(address)]
+        command = [*python, "gateway.worker", str(data), str(address)]
         roles.append(Role(f"gateway {number}", command, stage=3))
     return roles
 
