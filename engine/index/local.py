@@ -27,7 +27,7 @@ from engine.index.feed import FeedHub, without_duplicates
 from engine.index.page import PageWriter
 from engine.index.replay import bring_up_to_date
 from engine.interfaces import Confirm, FeedBatch, Node
-from engine.journal.format import RawRecord, encode_record, to_record, without_frames
+from engine.journal.records import RawRecord, encode_record, to_record, without_frames
 from engine.journal.log import JournalLog, ReplicaFailed
 from engine.journal.reading import list_files, read_journal_frame
 from engine.journal.recovery import JournalScan, heal_file
@@ -181,9 +181,7 @@ class LocalIndex:
             if len(holders) >= self._copies or key == current:
                 continue
             candidates = holders + sorted(healthy.difference(holders))
-            await anyio.to_thread.run_sync(
-                heal_file, dict(self._nodes), key, self._store_id, self._copies, candidates
-            )
+            await anyio.to_thread.run_sync(heal_file, dict(self._nodes), key, self._store_id, self._copies, candidates)
 
     def _healthy(self) -> set[str]:
         return {

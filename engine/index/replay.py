@@ -15,7 +15,7 @@ from pathlib import Path
 
 from engine.errors import StoreError
 from engine.interfaces import Node
-from engine.journal.format import RawRecord, decode_payload, riding_locations
+from engine.journal.records import RawRecord, decode_payload, riding_locations
 from engine.journal.reading import FileKey
 from engine.journal.recovery import JournalScan, heal_file
 from engine.keymap.apply import decide, move_chunks, place_chunks, remember

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from engine import limits
 from engine.errors import NodeUnavailable, StoreError, WritesStopped
 from engine.interfaces import Node
-from engine.journal.format import (
+from engine.journal.records import (
     FILE_HEADER_BYTES,
     Epoch,
     RawRecord,

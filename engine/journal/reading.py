@@ -13,7 +13,7 @@ import anyio.to_thread
 from engine.errors import JournalCorrupt, StoreError, UnknownFormat, Unreadable
 from engine.frames import verify_frame
 from engine.interfaces import Node
-from engine.journal.format import (
+from engine.journal.records import (
     FILE_HEADER_BYTES,
     Epoch,
     RawRecord,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from engine.errors import JournalCorrupt, NodeUnavailable, StoreError
 from engine.interfaces import Node
-from engine.journal.format import RawRecord, journal_name
+from engine.journal.records import RawRecord, journal_name
 from engine.journal.reading import FileKey, MergedFile, list_files, read_epochs
 
 
@@ -109,4 +109,3 @@ def _holds(node: Node, name: str, content: bytes) -> bool:
         return node.read(name, 0, len(content) + 1) == content
     except StoreError:
         return False
-
