@@ -25,6 +25,8 @@ from pathlib import Path
 
 import msgspec
 
+from engine.errors import StoreError
+
 START_SECONDS_MAX = 120.0  # replaying a long journal takes its time
 DRAIN_SECONDS_MAX = 30.0
 BACKOFF_SECONDS_FIRST = 0.2
@@ -153,8 +155,7 @@ class Supervisor:
         return True
 
     def _start(self, child: Child) -> None:
-        if child.role.before is not None:
-            child.role.before()
+        self._prepare(child)
         supervisor = os.getpid()
 
         def die_with_supervisor() -> None:
@@ -176,6 +177,13 @@ class Supervisor:
         child.output.clear()
         self._selector.register(child.pidfd, selectors.EVENT_READ, child)
         self._selector.register(child.process.stdout, selectors.EVENT_READ, child)
+
+    def _prepare(self, child: Child) -> None:
+        if child.role.before is not None:
+            try:
+                child.role.before()
+            except StoreError as error:
+                logger.error("%s: %s", child.role.name, error)
 
     # -- watching --------------------------------------------------------------
 
@@ -238,7 +246,9 @@ class Supervisor:
         that found no index would open the store itself, in the index's place."""
         foundation = min(child.role.stage for child in self._children)
         stands = all_up([child for child in self._children if child.role.stage == foundation])
-        return [child for child in self._children if child.process is None and (stands or child.role.stage == foundation)]
+        return [
+            child for child in self._children if child.process is None and (stands or child.role.stage == foundation)
+        ]
 
     # -- draining --------------------------------------------------------------
 
@@ -258,8 +268,7 @@ class Supervisor:
             while any(child.process for child in members):
                 self._wait(None)
             for child in members:
-                if child.role.before is not None:
-                    child.role.before()  # leaves no dead mount behind
+                self._prepare(child)  # leaves no dead mount behind
 
     def _signal(self, members: Sequence[Child], number: signal.Signals) -> None:
         for child in members:
