@@ -74,6 +74,13 @@ class ContentOperations(TreeOperations):
                 await self._set_attributes(node, attributes, ctx)
             return self.state.entry(node)
 
+    @answered
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        version = self.state.present_version(self.state.table.file(inode))
+        if version.attributes is None or version.attributes.link_target is None:
+            raise pyfuse3.FUSEError(errno.EINVAL)
+        return FileNameT(version.attributes.link_target)
+
     def _changed_attributes(
         self, present: EntryAttributes, wanted: EntryAttributes, fields: SetattrFields, ctx: RequestContext
     ) -> Attributes | None:

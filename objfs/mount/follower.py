@@ -130,11 +130,13 @@ class Follower:
         while name[1]:
             name, _ = split_name(name)
             known = self._state.table.known_name(name)
+            if known is None:
+                continue
             if isinstance(known, Directory):
                 known.changed_ns = max(known.changed_ns, time.time_ns())
                 plan.add_inode(known)
-                if not self._leads_to(name, known):
-                    self._forget_name(name, plan)
+            if not self._leads_to(name, known):
+                self._forget_name(name, plan)
 
     def _touch_name(self, name: Name, plan: Invalidations) -> None:
         known = self._state.table.known_name(name)

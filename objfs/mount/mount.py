@@ -146,7 +146,7 @@ def prepare_directory(directory: str) -> None:
     """Make `directory` fit to be mounted on: it is made if missing, and a dead mount on it
     is cleared. Raises MountFailed."""
     try:
-        os.stat(directory)
+        os.statvfs(directory)  # stat() may be answered from what the kernel kept of a dead mount
     except FileNotFoundError:
         try:
             os.makedirs(directory)

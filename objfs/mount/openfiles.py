@@ -24,6 +24,7 @@ import trio
 
 from engine import limits
 from engine.changes import CommitResult, PutVersion
+from engine.errors import StoreError
 from engine.interfaces import Buffer
 from engine.types import Attributes, Content, Manifest, Version
 from objfs.mount.attributes import mode_of, without_privileges
@@ -50,9 +51,15 @@ class Stream:
             self._md5.update(content)
             await self._writer.write(content)
             return
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
+        failure: StoreError | None = None
+        async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.to_thread.run_sync, self._md5.update, content)
-            await self._writer.write(content)
+            try:
+                await self._writer.write(content)
+            except StoreError as error:  # raised below, outside the nursery's exception group
+                failure = error
+        if failure is not None:
+            raise failure
 
     async def finish(self) -> tuple[Content, str]:
         """The content and its ETag."""

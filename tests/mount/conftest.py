@@ -1,0 +1,114 @@
+"""A mount in a process of its own, on a real kernel. See serve_mount.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS_MAX = 30
+
+
+class MountProcess:
+    """`top` is the mounted directory; other() plays the S3 door in the same process."""
+
+    def __init__(self, kind: str, data: Path, top: Path) -> None:
+        self.kind, self.data, self.top = kind, data, top
+        command = [sys.executable, str(ROOT / "tests/mount/serve_mount.py"), kind, str(data), str(top)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        self._log = open(data.parent / "mount.log", "ab")  # noqa: SIM115 - closed by stop()
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+        )
+        assert self._answer() == "ready", (data.parent / "mount.log").read_text()
+
+    def other(self, *request: Any) -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        watchdog = threading.Timer(SECONDS_MAX, self.process.kill)
+        watchdog.start()
+        try:
+            line = self.process.stdout.readline()
+        finally:
+            watchdog.cancel()
+        return json.loads(line) if line else None
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code, once it has drained and unmounted."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(SECONDS_MAX)
+        finally:
+            self.close()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(SECONDS_MAX)
+        self.close()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(SECONDS_MAX)
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._log.close()
+
+    def bounded(self, *command: str, input: bytes | None = None) -> str:
+        """Run a command in the mount; a hung mount ends it, not the test run."""
+        done = subprocess.run(
+            command, cwd=self.top / "bucket", input=input, capture_output=True, timeout=SECONDS_MAX, check=False
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr.decode()}"
+        return done.stdout.decode()
+
+
+def start_mount(kind: str, data: Path, top: Path) -> MountProcess:
+    return MountProcess(kind, data, top)
+
+
+def make_store(kind: str, data: Path) -> None:
+    if kind == "real":
+        from engine.store import init_store
+
+        init_store(data)
+    else:
+        data.mkdir()
+
+
+@pytest.fixture(params=["memory", "real"])
+def mount(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MountProcess]:
+    """A mounted store with one bucket, `bucket`."""
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("no /dev/fuse here")
+    data, top = tmp_path / "data", tmp_path / "mnt"
+    make_store(request.param, data)
+    # A hung mount would hang the test that waits for it: killing its process frees both.
+    process = start_mount(request.param, data, top)
+    watchdog = threading.Timer(2 * SECONDS_MAX, process.process.kill)
+    watchdog.start()
+    try:
+        process.other("bucket", "bucket")
+        yield process
+    finally:
+        watchdog.cancel()
+        if process.process.poll() is None:
+            process.stop()
+        subprocess.run(["umount", "-l", str(top)], capture_output=True, check=False)
+        log = (tmp_path / "mount.log").read_text()
+        assert "Traceback" not in log, log

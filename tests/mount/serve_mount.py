@@ -1,0 +1,95 @@
+"""Run by the tests as a process of its own: mounts a store and, on its standard input,
+takes commands that play another door (one JSON list a line; answers likewise).
+
+    python serve_mount.py memory|real DATA DIRECTORY
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from engine.changes import CreateBucket, DeleteKey, Door, Origin, PutVersion
+from objfs.mount.mount import run_mount
+
+
+@asynccontextmanager
+async def opened(kind: str, data: Path) -> AsyncIterator[Any]:
+    if kind == "memory":
+        from memory_store import MemoryStore
+
+        yield MemoryStore(data)
+        return
+    from engine.store import open_store
+
+    async with open_store(data) as store:
+        yield store
+
+
+async def other_door(store: Any, request: list[Any]) -> Any:
+    """What an S3 client would do."""
+    origin = Origin(request_id=f"other-{trio.current_time()}", door=Door.S3)
+    match request:
+        case ["bucket", bucket]:
+            await store.commit(CreateBucket(bucket), origin)
+        case ["put", bucket, key, text]:
+            writer = store.open_writer()
+            await writer.write(text.encode())
+            content = await writer.finish()
+            etag = hashlib.md5(text.encode()).hexdigest()
+            await store.commit(PutVersion(bucket, key, content, etag), origin)
+        case ["delete", bucket, key]:
+            await store.commit(DeleteKey(bucket, key), origin)
+        case ["get", bucket, key]:
+            await store.freshen()
+            version = store.keymap.head(bucket, key)
+            if version is None or version.delete_marker:
+                return None
+            content = await store.read_range(version.manifest, 0, version.size)
+            return [hashlib.sha256(content).hexdigest(), version.size, version.etag]
+        case ["free", content_bytes]:
+            store.free = content_bytes
+        case ["changes"]:
+            return [type(change).__name__ for change in store.index.commits]
+        case _:
+            raise AssertionError(request)
+    return True
+
+
+async def serve(kind: str, data: Path, directory: str) -> None:
+    stop = trio.Event()
+
+    async def watch_signals(*, task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            task_status.started()
+            async for _ in signals:
+                stop.set()
+
+    async def take_commands() -> None:
+        received = b""
+        async for piece in trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())):
+            *lines, received = (received + piece).split(b"\n")
+            for line in lines:
+                print(json.dumps(await other_door(store, json.loads(line))), flush=True)
+
+    async with opened(kind, data) as store, trio.open_nursery() as nursery:
+        await nursery.start(watch_signals)
+        nursery.start_soon(take_commands)
+        await run_mount(store, directory, ready=lambda: print('"ready"', flush=True), stop=stop)
+        print('"unmounted"', flush=True)
+        nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    trio.run(serve, sys.argv[1], Path(sys.argv[2]), sys.argv[3])
