@@ -28,7 +28,6 @@ from engine.changes import (
     PutUser,
     PutVersion,
     Record,
-    Rename,
     SealSegment,
     SetAttributes,
     SetBucketTags,
@@ -38,7 +37,8 @@ from engine.changes import (
 )
 from engine.interfaces import KeymapReader
 from engine.tables.database import Database
-from engine.tables.events import EventDeriver, Name
+from engine.tables.events import EventDeriver
+from engine.tables.history import Name
 from engine.tables.rows import (
     Row,
     bucket_row,
@@ -55,7 +55,7 @@ from engine.tables.rows import (
 )
 from engine.types import Entry, Manifest, NewChunk, Version
 
-GROUP_NAMES_MAX = 5000  # names whose rows are replaced together: bounds memory under a directory rename
+GROUP_NAMES_MAX = 5000  # names whose rows are replaced together
 
 ExpandNow = Callable[[Manifest], Sequence[Entry]]
 
@@ -91,10 +91,9 @@ def apply(
     last = records[-1]
     with database.transaction():
         deriver = EventDeriver(database)
-        prefixes = _renamed_directories(records)
-        names = {(t.bucket, t.key) for t in touched if t.key and (t.bucket, t.key) not in prefixes}
-        deriver.derive(records, touched, _markers_left(reader, records, names))
+        deriver.derive(records, touched)
         deriver.write()
+        names = deriver.touched | {(name.bucket, name.key) for name in touched if name.key}
         state = StateTables(database, reader, expand, deriver.sequence)
         state.small_tables(records)
         state.segments(records)
@@ -102,33 +101,8 @@ def apply(
         state.uploads(records)
         for group in _grouped(sorted(names)):
             state.names(group)
-        for bucket, prefix in sorted(prefixes):
-            state.prefix(bucket, prefix)
         database.advance(last.lsn, state_lsn, fingerprint(last))
     database.committed(last.lsn, state_lsn, fingerprint(last))
-
-
-def _renamed_directories(records: Sequence[Record]) -> set[Name]:
-    """Prefixes everything below which a record touched."""
-    prefixes: set[Name] = set()
-    for record in records:
-        change = record.change
-        if isinstance(change, Rename) and change.key.endswith("/"):
-            prefixes |= {(change.bucket, change.key), (change.target_bucket, change.target_key)}
-    return prefixes
-
-
-def _markers_left(reader: KeymapReader, records: Sequence[Record], names: set[Name]) -> dict[int, list[Name]]:
-    """Directory markers the keymap made beside what records asked for (keep_parent)."""
-    by_lsn: dict[int, list[Name]] = {}
-    keeping = {record.lsn for record in records if getattr(record.change, "keep_parent", False)}
-    known = {bucket.name for bucket in reader.buckets()} if keeping else set()
-    for bucket, key in names:
-        if keeping and key.endswith("/") and bucket in known:
-            marker = reader.head(bucket, key)
-            if marker is not None and marker.lsn in keeping and not marker.delete_marker:
-                by_lsn.setdefault(marker.lsn, []).append((bucket, key))
-    return by_lsn
 
 
 def _grouped(names: Sequence[Name]) -> Iterator[list[Name]]:
@@ -283,31 +257,6 @@ class StateTables:
             found += self._versions_of(bucket, key)
         self._replace_versions(names, found)
 
-    def prefix(self, bucket: str, prefix: str) -> None:
-        """Replace the version rows of every name with the prefix, group by group."""
-        after = ""
-        found: list[Version] = []
-        keys: set[str] = set()
-        for version in self._versions_below(bucket, prefix):
-            if version.key not in keys and len(keys) >= GROUP_NAMES_MAX:
-                last = max(keys, key=str.encode)
-                self._replace_stretch(bucket, prefix, after, last, keys, found)
-                after, found, keys = last, [], set()
-            keys.add(version.key)
-            found.append(version)
-        self._replace_stretch(bucket, prefix, after, None, keys, found)
-
-    def _replace_stretch(
-        self, bucket: str, prefix: str, after: str, last: str | None, keys: set[str], found: list[Version]
-    ) -> None:
-        held = self.database.rows(
-            """SELECT DISTINCT key FROM versions
-            WHERE bucket = ? AND starts_with(key, ?) AND key > ? AND (? IS NULL OR key <= ?)""",
-            (bucket, prefix, after, last, last),
-        )
-        names = sorted({(bucket, key) for key in keys} | {(bucket, key) for (key,) in held})
-        self._replace_versions(names, found)
-
     def _versions_of(self, bucket: str, key: str) -> Iterator[Version]:
         if bucket not in self._buckets:
             return
@@ -321,17 +270,6 @@ class StateTables:
                     return
                 yield version
             if page.next_key is None or page.next_key != key:
-                return
-            key_marker, version_id_marker = page.next_key, page.next_version_id or ""
-
-    def _versions_below(self, bucket: str, prefix: str) -> Iterator[Version]:
-        key_marker = version_id_marker = ""
-        while bucket in self._buckets:
-            page = self.reader.list_versions(
-                bucket, prefix=prefix, key_marker=key_marker, version_id_marker=version_id_marker
-            )
-            yield from page.versions
-            if page.next_key is None:
                 return
             key_marker, version_id_marker = page.next_key, page.next_version_id or ""
 

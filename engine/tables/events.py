@@ -1,20 +1,16 @@
 """Journal records → rows of journal_events: what happened to which object, one by one.
 
 A record holds the change that was asked for; what it did follows from the state before
-it. That state is kept here as AWS's journal would show it: the versions each name had,
-read back from journal_events itself for the names a batch touches, and from then on
-carried along in memory. So the rows depend on the journal alone, and replaying it gives
-the same rows. Permanent deletes carry no facts (S3 Metadata journal tables schema).
+it. That state is History's: what the events so far say each name had. So the rows depend on the journal
+alone, and replaying it gives the same rows. Permanent deletes carry no facts (S3 Metadata journal tables schema).
 One thread; one EventDeriver per batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from engine.changes import (
     CompleteUpload,
@@ -31,105 +27,12 @@ from engine.changes import (
     SetTags,
     Touched,
 )
-from engine.keymap.rows import EMPTY_MD5, upload_id_of, version_id_of
+from engine.keymap.rows import EMPTY_MD5, parent_of, upload_id_of, version_id_of
 from engine.tables.database import Database
+from engine.tables.history import Facts, History, Name
 from engine.types import NULL_VERSION_ID, Versioning
 
-Name = tuple[str, str]  # bucket, key
 CREATE, UPDATE, DELETE = "CREATE", "UPDATE_METADATA", "DELETE"
-
-
-class Facts(Struct, frozen=True):
-    """What the journal tells of one version or delete marker."""
-
-    version_id: str
-    published_lsn: int
-    last_modified_us: int
-    is_delete_marker: bool = False
-    size: int = 0
-    etag: str | None = None
-    storage_class: str = "STANDARD"
-    is_multipart: bool = False
-    checksum_algorithm: str | None = None
-    tags: dict[str, str] = {}
-    user_metadata: dict[str, str] = {}
-    file_id: int = 0
-
-
-_FACTS_OF = """
-    SELECT bucket, key, version_id, published_lsn, epoch_us(last_modified), is_delete_marker, size, etag,
-        storage_class, is_multipart, checksum_algorithm, tags, user_metadata, file_id
-    FROM (
-        SELECT e.* FROM journal_events e {which}
-        QUALIFY row_number() OVER (PARTITION BY bucket, key, version_id ORDER BY lsn DESC, ordinal DESC) = 1
-    ) WHERE is_delete_marker IS NOT NULL
-"""
-
-
-class History:
-    """The versions every name had, loaded as they are asked for."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._versions: dict[Name, dict[str, Facts]] = {}
-        self._names: dict[int, set[Name]] = {}
-
-    def load(self, names: Iterable[Name]) -> None:
-        missing = sorted({name for name in names if name not in self._versions})
-        for name in missing:
-            self._versions[name] = {}
-        select = _FACTS_OF.format(which="SEMI JOIN incoming USING (bucket, key)")
-        self._take(self._database.matching(select, "journal_events", ("bucket", "key"), missing))
-
-    def load_prefix(self, bucket: str, prefix: str) -> None:
-        found = self._database.rows(
-            "SELECT DISTINCT bucket, key FROM journal_events WHERE bucket = ? AND starts_with(key, ?)", (bucket, prefix)
-        )
-        self.load(found)
-
-    def load_files(self, file_ids: Iterable[int]) -> None:
-        missing = [(file_id,) for file_id in sorted(set(file_ids) - self._names.keys() - {0})]
-        for (file_id,) in missing:
-            self._names[file_id] = set()
-        select = "SELECT DISTINCT bucket, key FROM journal_events e SEMI JOIN incoming USING (file_id)"
-        self.load(self._database.matching(select, "journal_events", ("file_id",), missing))
-        wanted = {file_id for (file_id,) in missing}
-        for name in list(self._versions):
-            current = self.current(*name)
-            if current is not None and current.file_id in wanted:
-                self._names[current.file_id].add(name)
-
-    def _take(self, rows: list[tuple[Any, ...]]) -> None:
-        for bucket, key, *facts in rows:
-            facts[9], facts[10] = facts[9] or {}, facts[10] or {}
-            facts[11] = facts[11] or 0
-            self._versions[(bucket, key)][facts[0]] = Facts(*facts)
-
-    def versions(self, bucket: str, key: str) -> dict[str, Facts]:
-        self.load([(bucket, key)])
-        return self._versions[(bucket, key)]
-
-    def current(self, bucket: str, key: str) -> Facts | None:
-        held = self.versions(bucket, key)
-        return max(held.values(), key=lambda facts: facts.published_lsn, default=None)
-
-    def below(self, bucket: str, prefix: str) -> list[str]:
-        self.load_prefix(bucket, prefix)
-        return sorted(key for held, key in self._versions if held == bucket and key.startswith(prefix))
-
-    def names_of(self, file_id: int) -> list[Name]:
-        self.load_files([file_id])
-        held = (name for name in self._names.get(file_id, ()))
-        return sorted(name for name in held if (now := self.current(*name)) and now.file_id == file_id)
-
-    def put(self, bucket: str, key: str, facts: Facts) -> None:
-        self.versions(bucket, key)[facts.version_id] = facts
-        if facts.file_id and not facts.is_delete_marker:
-            self.load_files([facts.file_id])
-            self._names[facts.file_id].add((bucket, key))
-
-    def remove(self, bucket: str, key: str, version_id: str) -> Facts | None:
-        return self.versions(bucket, key).pop(version_id, None)
 
 
 class EventDeriver:
@@ -148,21 +51,45 @@ class EventDeriver:
         self._record: Record
         self._ordinal = 0
 
-    def derive(self, records: list[Record], touched: list[Touched], markers: dict[int, list[Name]]) -> None:
-        """`markers`: directory markers that removing a last child left, by record LSN."""
-        self.history.load((name.bucket, name.key) for name in touched if name.key)
-        self.history.load_files(name.file_id for name in touched)
-        self._load_uploads(records)
+    def derive(self, records: list[Record], touched: list[Touched]) -> None:
+        """`touched` is what the index said beside the records; it says nothing of records
+        read back from the journal."""
+        self._load(records, touched)
         for record in records:
             self._record, self._ordinal = record, 0
+            start = len(self.rows)
             self._apply(record.change)
-            for bucket, key in markers.get(record.lsn, ()):
-                if not self.history.versions(bucket, key):
-                    self._create(bucket, key, self._facts(bucket, file_id=record.lsn))
+            self.rows[start:] = _without_undone_deletes(self.rows[start:])
+
+    @property
+    def touched(self) -> set[Name]:
+        """Every name whose rows may have changed."""
+        return self.history.touched
+
+    def _load(self, records: list[Record], touched: list[Touched]) -> None:
+        """What the records are about, in few queries."""
+        self.history.load((name.bucket, name.key) for name in touched if name.key)
+        self.history.load(name for record in records for name in names_in(record.change))
+        file_ids = [file_id for r in records if (file_id := getattr(r.change, "file_id", None)) is not None]
+        self.history.load_files([*file_ids, *(name.file_id for name in touched)])
+        self.history.load_current_files()
+        self._load_uploads(records)
+        known = {(name.bucket, name.key) for name in touched}
+        for record in records:
+            change = record.change
+            if isinstance(change, (DeleteKey, Rename)) and change.keep_parent:
+                directory = (change.bucket, parent_of(change.key))
+                if directory[1] and (not known or directory in known):
+                    self.history.watch_directory(*directory)
 
     def write(self) -> None:
         """Insert the rows, and what the next batch must know."""
         self.database.insert("journal_events", self.rows)
+        for (bucket, key, version_id), file_id in self.history.refiled.items():
+            self.database.execute(
+                "UPDATE journal_events SET file_id = ? WHERE bucket = ? AND key = ? AND version_id = ?",
+                (file_id, bucket, key, version_id),
+            )
         if self._versioning_changed:
             self.database.replace("journal_buckets", list(self._versioning.items()))
         kept = self._uploads_new - self._uploads_gone
@@ -232,15 +159,11 @@ class EventDeriver:
                     user_metadata=before.user_metadata,
                     storage_class=before.storage_class,
                 )
-            self._remove_replaced(bucket, key, change.replaces_lsn, facts.version_id)
+            newest = self.history.newest(bucket, key)
+            replaces = newest is not None and newest.published_lsn == change.replaces_lsn
             self._create(bucket, key, facts)
-
-    def _remove_replaced(self, bucket: str, key: str, replaces_lsn: int | None, version_id: str) -> None:
-        if replaces_lsn is None:
-            return
-        for old in list(self.history.versions(bucket, key).values()):
-            if old.published_lsn == replaces_lsn and old.version_id != version_id:
-                self._permanent_delete(bucket, key, old.version_id)
+            if newest is not None and replaces and newest.version_id != facts.version_id:
+                self._permanent_delete(bucket, key, newest.version_id)
 
     def _create_upload(self, change: CreateUpload) -> None:
         upload_id = upload_id_of(self._record.lsn)
@@ -268,10 +191,10 @@ class EventDeriver:
         bucket, key = change.bucket, change.key
         if change.version_id is not None:
             self._permanent_delete(bucket, key, change.version_id)
-        elif self._versioning.get(bucket):
-            self._mark_deleted(bucket, key)
         else:
-            self._permanent_delete(bucket, key, NULL_VERSION_ID)
+            self._hide(bucket, key)
+        if change.keep_parent:
+            self._leave_parent(bucket, key)
 
     def _rename(self, change: Rename) -> None:
         source, target = (change.bucket, change.key), (change.target_bucket, change.target_key)
@@ -279,50 +202,70 @@ class EventDeriver:
             return
         if change.exchange:
             self._exchange(source, target)
-        elif change.key.endswith("/"):
-            keys = self.history.below(*source)
-            self.history.below(*target)
+            return
+        if change.key.endswith("/"):
+            keys = self.history.visible_below(*source)
+            if self.history.current(*target) is not None:
+                self._hide(*target)
             for key in keys:
                 self._move((source[0], key), (target[0], target[1] + key[len(source[1]) :]))
         else:
-            self._move(source, target)
+            here, there = self.history.current(*source), self.history.current(*target)
+            if here is not None and (there is None or there.file_id != here.file_id):
+                self._move(source, target)
+        if change.keep_parent:
+            self._leave_parent(*source)
 
     def _exchange(self, source: Name, target: Name) -> None:
-        swaps: list[tuple[Name, Name, Facts]] = []
+        moves: list[tuple[Name, Name, Facts]] = []
         for here, there in ((source, target), (target, source)):
-            keys = self.history.below(*here) if here[1].endswith("/") else [here[1]]
-            for key in keys:
+            for key in self.history.visible_below(*here) if here[1].endswith("/") else [here[1]]:
                 facts = self.history.current(here[0], key)
-                if facts is not None and not facts.is_delete_marker:
-                    swaps.append(((here[0], key), (there[0], there[1] + key[len(here[1]) :]), facts))
-        for name, _, _ in swaps:
-            self._remove_source(*name)
-        for _, name, facts in swaps:
+                if facts is not None:
+                    moves.append(((here[0], key), (there[0], there[1] + key[len(here[1]) :]), facts))
+        taken = {name for _, name, _ in moves}
+        for name, _, _ in moves:
+            if name not in taken:
+                self._hide(*name)
+        for _, name, facts in moves:
             self._create(*name, self._moved(name[0], facts))
 
     def _move(self, source: Name, target: Name) -> None:
         facts = self.history.current(*source)
-        if facts is None or facts.is_delete_marker:
-            return
-        self._create(*target, self._moved(target[0], facts))
-        self._remove_source(*source)
+        if facts is not None:
+            self._hide(*source)
+            self._create(*target, self._moved(target[0], facts))
 
-    def _remove_source(self, bucket: str, key: str) -> None:
+    def _leave_parent(self, bucket: str, key: str) -> None:
+        """A marker for the directory that would vanish with its last child."""
+        if self.history.is_empty(bucket, parent_of(key)):
+            self._create_directory(bucket, parent_of(key))
+
+    def _create_directory(self, bucket: str, key: str) -> None:
+        self._create(bucket, key, self._facts(bucket, etag=EMPTY_MD5, file_id=self._record.lsn))
+
+    def _hide(self, bucket: str, key: str) -> None:
+        """What a delete without a version id does."""
         if self._versioning.get(bucket):
             self._mark_deleted(bucket, key)
         else:
             self._permanent_delete(bucket, key, NULL_VERSION_ID)
 
     def _set_attributes(self, change: SetAttributes) -> None:
-        names = [(change.bucket, change.key)]
         if change.file_id is not None:
             names = self.history.names_of(change.file_id)
+        elif not change.key:
+            return  # of the bucket itself
+        else:
+            here = self.history.current(change.bucket, change.key)
+            linked = self.history.names_of(here.file_id) if here is not None else []
+            names = sorted({(change.bucket, change.key), *linked})
         for bucket, key in names:
             facts = self.history.current(bucket, key)
-            if facts is not None and not facts.is_delete_marker:
+            if facts is not None:
                 self._event(UPDATE, bucket, key, facts)
-            elif key.endswith("/"):
-                self._create(bucket, key, self._facts(bucket, etag=EMPTY_MD5, file_id=self._record.lsn))
+            else:
+                self._create_directory(bucket, key)
 
     def _set_tags(self, change: SetTags) -> None:
         held = self.history.versions(change.bucket, change.key)
@@ -331,7 +274,7 @@ class EventDeriver:
             facts = held.get(change.version_id)
         if facts is not None:
             facts = msgspec.structs.replace(facts, tags=change.tags)
-            held[facts.version_id] = facts
+            self.history.put(change.bucket, change.key, facts)
             self._event(UPDATE, change.bucket, change.key, facts)
 
     def _set_versioning(self, bucket: str, versioning: str) -> None:
@@ -369,12 +312,13 @@ class EventDeriver:
         self._event(DELETE, bucket, key, marker)
 
     def _permanent_delete(self, bucket: str, key: str, version_id: str) -> None:
-        if self.history.remove(bucket, key, version_id) is None:
+        if not self.history.remove(bucket, key, version_id, self._record.lsn):
             return
         self._append(bucket, key, DELETE, version_id, (None,) * 9, (None, None, None), None, None)
 
     def _event(self, record_type: str, bucket: str, key: str, facts: Facts) -> None:
         self.sequence[(bucket, key, facts.version_id)] = self._record.lsn
+        self.history.touched.add((bucket, key))
         told = record_type != DELETE
         columns = (
             facts.is_delete_marker,
@@ -405,3 +349,28 @@ class EventDeriver:
         head = (self._record.lsn, self._ordinal, bucket, key, record_type, self._record.time_ns // 1000, version_id)
         self.rows.append((*head, *columns, *who, file_id, published_lsn))
         self._ordinal += 1
+
+
+def names_in(change: object) -> list[Name]:
+    """The names a change spells out."""
+    match change:
+        case Rename() | Link():
+            return [(change.bucket, change.key), (change.target_bucket, change.target_key)]
+        case PutVersion() | CompleteUpload() | DeleteKey() | SetAttributes() | SetTags() if change.key:
+            return [(change.bucket, change.key)]
+        case _:
+            return []
+
+
+def _without_undone_deletes(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """One record's events without the permanent deletes of what it then made again."""
+    made: set[tuple[Any, ...]] = set()
+    kept: list[tuple[Any, ...]] = []
+    for row in reversed(rows):
+        identity = (row[2], row[3], row[6])  # bucket, key, version id
+        if row[4] != DELETE or row[7] is not None:
+            made.add(identity)
+        elif identity in made:
+            continue
+        kept.append(row)
+    return kept[::-1]

@@ -107,8 +107,8 @@ def chunk_row(chunk: NewChunk, location: Location) -> Row:
     head = (chunk.chunk_id.hex(), chunk.scope, chunk.length, location.length)
     if isinstance(location, SegmentLocation):
         segment_id = segment_id_text(location.segment_id)
-        return (*head, False, segment_id, location.stripe_offset, location.fragment_length, location.offset, None, None)
-    return (*head, True, None, None, None, location.offset, location.epoch, location.first_lsn)
+        return (*head, False, segment_id, location.stripe_offset, location.fragment_length, location.offset)
+    return (*head, True, None, None, None, None)
 
 
 def reference_rows(owner: Row, scope: int, entries: Sequence[Entry]) -> Iterator[Row]:

@@ -112,9 +112,7 @@ TABLES: dict[str, dict[str, str]] = {
         "segment_id": TEXT,  # hex, as in the fragment files' names
         "stripe_offset": WHOLE,
         "fragment_length": WHOLE,
-        "frame_offset": WHOLE,  # in the stripe, or in the journal file
-        "journal_epoch": WHOLE,
-        "journal_first_lsn": WHOLE,
+        "frame_offset": WHOLE,  # in the stripe
     },
     # Which bytes of which chunk make up which bytes of a version, or of a part of an
     # upload still open (then version_id is NULL).

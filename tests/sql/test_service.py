@@ -102,7 +102,7 @@ def nodes() -> dict[str, MemoryNode]:
 
 @asynccontextmanager
 async def opened(tmp_path: Path, nodes: dict[str, MemoryNode], **options: Any) -> AsyncIterator[Lab]:
-    async with open_local_index(tmp_path / "index", nodes, store_id="store", m=1) as index:
+    async with open_local_index(tmp_path / "index", nodes, store_id="store", m=1, missing={}) as index:
         service = TablesService(index, leaves, tmp_path / "index" / "tables.duckdb", store_id="store", **options)
         async with anyio.create_task_group() as tasks:
             await tasks.start(service.run)
@@ -411,7 +411,7 @@ async def test_far_behind_they_catch_up_in_bounded_batches(
     tmp_path: Path, nodes: dict[str, MemoryNode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.tables.service.PENDING_RECORDS_MAX", 7)
-    async with open_local_index(tmp_path / "index", nodes, store_id="store", m=1) as index:
+    async with open_local_index(tmp_path / "index", nodes, store_id="store", m=1, missing={}) as index:
         lab = Lab(index, None)  # type: ignore[arg-type]
         await lab.commit(CreateBucket("b"))
         for number in range(60):
@@ -427,7 +427,7 @@ async def test_the_socket_answers_and_a_stopped_server_is_told_apart(
     tmp_path: Path, nodes: dict[str, MemoryNode]
 ) -> None:
     assert await client.applied_lsn(tmp_path) is None
-    async with open_local_index(tmp_path / "index", nodes, store_id="store", m=1) as index:
+    async with open_local_index(tmp_path / "index", nodes, store_id="store", m=1, missing={}) as index:
         service = TablesService(index, leaves, tmp_path / "index" / "tables.duckdb", store_id="store", query_seconds=2)
         async with anyio.create_task_group() as tasks:
             await tasks.start(serve_tables, service, tmp_path / "index")
