@@ -216,4 +216,6 @@ class Index(Protocol):
         ...
 
     async def read_frame(self, location: JournalLocation) -> bytes: ...  # verified, from any good replica
+    async def journal_under_redundancy(self) -> int: ...  # records whole on fewer than m+1 healthy nodes
+    async def recount(self) -> list[str]: ...  # counters that disagree with a recount, in words
     async def aclose(self) -> None: ...

@@ -8,14 +8,13 @@ stale or rebuilding → healthy once no segment or journal file misses anything 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 
 import anyio
 import anyio.to_thread
 
 from engine.changes import FragmentsRepaired, Origin, SetNode
 from engine.errors import StoreError
-from engine.interfaces import Index
+from engine.index.local import LocalIndex
 from engine.nodeset import NodeSet
 from engine.segments.recovery import missing_fragments, rebuild_fragments, recover_segment
 from engine.types import NodeEntry, NodeState, Segment, SegmentState
@@ -28,10 +27,9 @@ logger = logging.getLogger("objfs.maintenance")
 
 
 class Maintenance:
-    def __init__(self, index: Index, nodes: NodeSet) -> None:
+    def __init__(self, index: LocalIndex, nodes: NodeSet) -> None:
         self._index = index
         self._nodes = nodes
-        self._live_owners: set[str] = set()
         self._sealing = anyio.Lock()
 
     async def run(self) -> None:
@@ -45,18 +43,30 @@ class Maintenance:
 
     async def watch(self) -> None:
         """One round: states follow the nodes, and returned nodes are repaired."""
+        changed = False
         for place in self._index.keymap.nodes():
             problem = await anyio.to_thread.run_sync(self._nodes.probe, place)
-            if problem is not None and place.state in REPAIRABLE:
-                logger.warning("node %s is lost: %s", place.node_id, problem)
-                await self._set_state(place, NodeState.LOST)
-            elif problem is None and place.state is NodeState.LOST:
-                logger.info("node %s is back", place.node_id)
-                await self._set_state(place, NodeState.STALE)
+            state = self._next_state(place, problem)
+            if state is not place.state:
+                logger.warning("node %s is %s: %s", place.node_id, state, problem or "it is back")
+                await self._set_state(place, state)
+                changed = True
         for place in self._index.keymap.nodes():
             if place.state in (NodeState.STALE, NodeState.REBUILDING) and await self.repair(place):
-                logger.info("node %s is whole again", place.node_id)
+                logger.warning("node %s is whole again", place.node_id)
                 await self._set_state(place, NodeState.HEALTHY)
+                self._index.forgive(place.node_id)
+                changed = True
+        if changed:
+            await self._index.repair_journal()
+
+    def _next_state(self, place: NodeEntry, problem: str | None) -> NodeState:
+        if problem is not None:
+            return NodeState.LOST if place.state in REPAIRABLE else place.state
+        failed_a_sync = place.state is NodeState.HEALTHY and place.node_id in self._index.failed_replicas
+        if place.state is NodeState.LOST or failed_a_sync:
+            return NodeState.STALE
+        return place.state
 
     async def seal_orphans(self, *, owner: str | None = None) -> None:
         """Cut the torn tail of every open segment (of `owner`, or of all) and seal it."""
@@ -74,14 +84,7 @@ class Maintenance:
         for segment in list(self._index.keymap.segments()):
             if place.node_id in segment.node_ids:
                 whole = await self._repair_segment(segment, place.node_id) and whole
-        await self.repair_journal()
         return whole
-
-    async def repair_journal(self) -> None:
-        """Bring every journal file back to m+1 replicas."""
-        repair = getattr(self._index, "repair_journal", None)
-        if repair is not None:
-            await repair()
 
     async def _repair_segment(self, segment: Segment, node_id: str) -> bool:
         missing = await anyio.to_thread.run_sync(missing_fragments, segment, self._nodes.nodes)
@@ -97,7 +100,3 @@ class Maintenance:
     async def _set_state(self, place: NodeEntry, state: NodeState) -> None:
         change = SetNode(place.node_id, place.path, place.domain, state, place.generation)
         await self._index.commit(change, ORIGIN)
-
-
-def healthy(places: Iterable[NodeEntry]) -> list[NodeEntry]:
-    return [place for place in places if place.state is NodeState.HEALTHY]

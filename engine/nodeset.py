@@ -22,8 +22,11 @@ class NodeSet:
     def __init__(self, descriptor: StoreDescriptor) -> None:
         self.descriptor = descriptor
         self.nodes: dict[str, Node] = {}
+        self.missing: dict[str, str] = {}  # node id → why, as found when the set was opened
         for place in descriptor.nodes:
-            self.probe(NodeEntry(place.node_id, place.path, place.domain, generation=place.generation))
+            problem = self.probe(NodeEntry(place.node_id, place.path, place.domain, generation=place.generation))
+            if problem is not None:
+                self.missing[place.node_id] = problem
 
     def probe(self, place: NodeEntry) -> str | None:
         """Check the node, opening it again where it came back. None when it is good,

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import anyio
 
-from engine.changes import Change, OpenSegment, Origin, SealSegment, SetNode
+from engine.changes import OpenSegment, Origin, SealSegment, SetNode
 from engine.coding import check_code
-from engine.errors import IndexUnavailable, NotAStore, StoreError, StoreInUse
+from engine.errors import IndexUnavailable, StoreError, StoreInUse
 from engine.index.client import open_index_client
 from engine.index.local import LocalIndex, open_local_index
 from engine.index.server import serve_index
@@ -163,7 +163,7 @@ async def _own(data: Path, descriptor: StoreDescriptor) -> AsyncIterator[Parts]:
     nodes = NodeSet(descriptor)
     try:
         async with open_local_index(
-            data / "index", nodes.nodes, store_id=descriptor.store_id, m=descriptor.m
+            data / "index", nodes.nodes, store_id=descriptor.store_id, m=descriptor.m, missing=nodes.missing
         ) as index:
             await _register_nodes(index, nodes)
             maintenance = Maintenance(index, nodes)
@@ -194,9 +194,13 @@ async def _serve_index(index: LocalIndex, data: Path, maintenance: Maintenance) 
 @asynccontextmanager
 async def _join(data: Path, descriptor: StoreDescriptor) -> AsyncIterator[Parts]:
     nodes = NodeSet(descriptor)
+    owner = _owner_name()
     try:
-        async with open_index_client(data / "index", join_seconds=JOIN_SECONDS) as index:
-            plane = _open_plane(index, nodes, owner=_owner_name())
+        async with open_index_client(
+            data / "index", nodes=nodes.nodes, owner=owner, join_seconds=JOIN_SECONDS
+        ) as index:
+            plane = _open_plane(index, nodes, owner)
+            index.on_reconnect = plane.seal  # the new index has sealed our open segment by now
             parts = Parts(data, descriptor, nodes, index, plane, None, None)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_follow_nodes, index, nodes)
@@ -243,9 +247,7 @@ def _open_plane(index: Index, nodes: NodeSet, owner: str) -> SegmentPlane:
 
     def usable() -> list[NodeEntry]:
         return [
-            place
-            for place in index.keymap.nodes()
-            if place.state is NodeState.HEALTHY and place.node_id in nodes.nodes
+            place for place in index.keymap.nodes() if place.state is NodeState.HEALTHY and place.node_id in nodes.nodes
         ]
 
     return SegmentPlane(
@@ -253,6 +255,7 @@ def _open_plane(index: Index, nodes: NodeSet, owner: str) -> SegmentPlane:
         k=nodes.descriptor.k,
         m=nodes.descriptor.m,
         owner=owner,
+        store_id=nodes.descriptor.store_id,
         announce=announce,
         segment_of=index.keymap.segment,
         healthy=usable,

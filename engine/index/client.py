@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import msgspec
@@ -66,7 +67,7 @@ class IndexClient:
 
     def __init__(self, directory: Path, nodes: Mapping[str, Node], owner: str) -> None:
         self.keymap = SqliteKeymap(directory / "keymap.sqlite")
-        self.on_reconnect: Callable[[], Awaitable[None]] | None = None
+        self.on_reconnect: Callable[[], Coroutine[Any, Any, None]] | None = None
         self._directory = directory
         self._nodes = nodes
         self._owner = owner

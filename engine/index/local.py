@@ -27,11 +27,12 @@ from engine.index.feed import FeedHub, without_duplicates
 from engine.index.page import PageWriter
 from engine.index.replay import bring_up_to_date
 from engine.interfaces import Confirm, FeedBatch, Node
-from engine.journal.records import RawRecord, encode_record, to_record, without_frames
 from engine.journal.log import JournalLog, ReplicaFailed
 from engine.journal.reading import list_files, read_journal_frame
+from engine.journal.records import RawRecord, encode_record, to_record, without_frames
 from engine.journal.recovery import JournalScan, heal_file
-from engine.keymap.apply import decide, idempotent, move_chunks, place_chunks, recount, remember
+from engine.keymap.apply import decide, idempotent, recount, remember
+from engine.keymap.chunks import move_riding, place_chunks
 from engine.keymap.reader import SqliteKeymap
 from engine.keymap.schema import set_state
 from engine.types import JournalLocation, NodeState
@@ -174,7 +175,7 @@ class LocalIndex:
                 if self._durable_lsn == self._log.end_lsn:
                     self._log.retire()
         files = await anyio.to_thread.run_sync(list_files, self._nodes)
-        current = self._log.members and max(files, default=None)
+        current = max(files, default=None) if self._log.members else None
         for key, sizes in sorted(files.items()):
             whole = max(sizes.values())
             holders = [node_id for node_id, size in sizes.items() if node_id in healthy and size == whole]
@@ -302,7 +303,7 @@ class LocalIndex:
             if failed.node_id:
                 logger.warning("%s; a new epoch takes over", failed)
             locations = await anyio.to_thread.run_sync(self._log.take_over, failed.node_id)
-            move_chunks(self._db, locations)
+            move_riding(self._db, locations)
             self._set_durable(self._log.end_lsn)
             return locations
 
@@ -332,7 +333,7 @@ class LocalIndex:
             self._wake_durable()
             return
         self._db.execute("BEGIN IMMEDIATE")
-        move_chunks(self._db, locations)
+        move_riding(self._db, locations)
         set_state(self._db, self._log.epoch, self._log.end_lsn)
         self._db.execute("COMMIT")
         self._set_durable(self._log.end_lsn)

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from engine.errors import StoreError
 from engine.interfaces import Node
-from engine.journal.records import RawRecord, decode_payload, riding_locations
 from engine.journal.reading import FileKey
+from engine.journal.records import RawRecord, decode_payload, riding_locations, with_frames
 from engine.journal.recovery import JournalScan, heal_file
-from engine.keymap.apply import decide, move_chunks, place_chunks, remember
+from engine.keymap.apply import decide, remember
+from engine.keymap.chunks import move_riding, place_chunks
 from engine.keymap.schema import KeymapDamaged, get_state, open_writer, set_state
 
 TRANSACTION_RECORDS = 1000
@@ -110,12 +111,11 @@ def _replay(db: sqlite3.Connection, scan: JournalScan) -> OpenedKeymap | None:
 def _apply(db: sqlite3.Connection, key: FileKey, offset: int, raw: RawRecord) -> None:
     payload = decode_payload(raw)
     try:
-        decision = decide(db, payload.change, lsn=raw.lsn, time_ns=payload.time_ns, origin=payload.origin)
+        decision = decide(db, with_frames(payload, raw), lsn=raw.lsn, time_ns=payload.time_ns, origin=payload.origin)
     except StoreError as error:
         raise AssertionError(f"journal record {raw.lsn} was accepted and is now refused: {error}") from error
     if payload.origin.request_id:
         remember(db, payload.origin.request_id, decision.result)
     locations = riding_locations(payload, raw, key[0], key[1], offset)
     place_chunks(db, locations)
-    move_chunks(db, locations)
     set_state(db, key[0], raw.lsn)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
 
 import anyio
 import msgspec
@@ -40,15 +39,10 @@ CALLS_MAX = limits.COMMIT_QUEUE_MAX  # in flight per connection; more wait in th
 logger = logging.getLogger("objfs.index")
 
 
-class ServedIndex(Index, Protocol):
-    async def recount(self) -> list[str]: ...
-    async def journal_under_redundancy(self) -> int: ...
-
-
 OwnerGone = Callable[[str], Awaitable[None]]
 
 
-async def serve_index(index: ServedIndex, directory: Path, *, on_owner_gone: OwnerGone) -> None:
+async def serve_index(index: Index, directory: Path, *, on_owner_gone: OwnerGone) -> None:
     """Serve until cancelled. `on_owner_gone` is told the owner name of each connection
     that ended, so that its open segments can be sealed."""
     listener = await listen(directory / SOCKET_NAME)
@@ -70,7 +64,7 @@ async def serve_index(index: ServedIndex, directory: Path, *, on_owner_gone: Own
 
 
 class _Connection:
-    def __init__(self, index: ServedIndex, stream: ByteStream) -> None:
+    def __init__(self, index: Index, stream: ByteStream) -> None:
         self.owner = ""
         self._index = index
         self._stream = stream

@@ -207,6 +207,23 @@ def without_frames(change: Change) -> Change:
     return msgspec.structs.replace(change, content=content)
 
 
+def with_frames(payload: Payload, raw: RawRecord) -> Change:
+    """The change as it was committed: riding frames taken from the attachments."""
+    change = payload.change
+    if not payload.frame_lengths:
+        return change
+    assert isinstance(change, (PutVersion, PutPart, CompleteUpload))
+    whole: list[NewChunk] = []
+    lengths, position = iter(payload.frame_lengths), 0
+    for chunk in change.content.new_chunks:
+        if chunk.frame is not None:
+            end = position + next(lengths)
+            chunk, position = msgspec.structs.replace(chunk, frame=raw.attachments[position:end]), end
+        whole.append(chunk)
+    content = msgspec.structs.replace(change.content, new_chunks=whole)
+    return msgspec.structs.replace(change, content=content)
+
+
 # -- epoch files ---------------------------------------------------------------
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 
 from engine.errors import JournalCorrupt, NodeUnavailable, StoreError
 from engine.interfaces import Node
-from engine.journal.records import RawRecord, journal_name
 from engine.journal.reading import FileKey, MergedFile, list_files, read_epochs
+from engine.journal.records import RawRecord, journal_name
 
 
 class JournalScan:
