@@ -1,0 +1,58 @@
+"""Every operation of the routing table and what answers it."""
+
+from __future__ import annotations
+
+from gateway.operations import (
+    attributes,
+    buckets,
+    complete,
+    copy,
+    listing,
+    multipart,
+    objects_read,
+    objects_write,
+    tagging,
+    unsupported,
+)
+from gateway.operations.common import Handler
+
+HANDLERS: dict[str, Handler] = {
+    "ListBuckets": buckets.list_buckets,
+    "CreateBucket": buckets.create_bucket,
+    "HeadBucket": buckets.head_bucket,
+    "DeleteBucket": buckets.delete_bucket,
+    "GetBucketLocation": buckets.get_bucket_location,
+    "GetBucketVersioning": buckets.get_bucket_versioning,
+    "PutBucketVersioning": buckets.put_bucket_versioning,
+    "GetBucketTagging": tagging.get_bucket_tagging,
+    "PutBucketTagging": tagging.put_bucket_tagging,
+    "DeleteBucketTagging": tagging.delete_bucket_tagging,
+    "ListObjects": listing.list_objects,
+    "ListObjectsV2": listing.list_objects_v2,
+    "ListObjectVersions": listing.list_object_versions,
+    "ListMultipartUploads": multipart.list_multipart_uploads,
+    "DeleteObjects": objects_write.delete_objects,
+    "GetObject": objects_read.get_object,
+    "HeadObject": objects_read.head_object,
+    "PutObject": objects_write.put_object,
+    "CopyObject": copy.copy_object,
+    "DeleteObject": objects_write.delete_object,
+    "GetObjectAttributes": attributes.get_object_attributes,
+    "GetObjectTagging": tagging.get_object_tagging,
+    "PutObjectTagging": tagging.put_object_tagging,
+    "DeleteObjectTagging": tagging.delete_object_tagging,
+    "CreateMultipartUpload": multipart.create_multipart_upload,
+    "UploadPart": multipart.upload_part,
+    "UploadPartCopy": multipart.upload_part_copy,
+    "CompleteMultipartUpload": complete.complete_multipart_upload,
+    "AbortMultipartUpload": multipart.abort_multipart_upload,
+    "ListParts": multipart.list_parts,
+    "GetBucketAcl": unsupported.get_bucket_acl,
+    "GetObjectAcl": unsupported.get_object_acl,
+    "GetObjectLegalHold": unsupported.get_object_lock_state,
+    "GetObjectRetention": unsupported.get_object_lock_state,
+    **{name: unsupported.none_error(name) for name in unsupported.NONE_ERRORS},
+    **{name: unsupported.none_document(name) for name in unsupported.NONE_DOCUMENTS},
+    **{name: unsupported.nothing_to_delete for name in unsupported.NOTHING_TO_DELETE},
+    **{name: unsupported.refused(name) for name in unsupported.REFUSED},
+}
