@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -66,25 +66,32 @@ class Follower:
         task_status.started()
         while True:
             try:
-                feed = self._state.store.index.subscribe(
-                    subscriber_id=self._state.mount_id, confirms=True, from_lsn=from_lsn
-                )
                 self._state.followed = True
-                async for batch, confirm in feed:
-                    await self._take(batch)
-                    from_lsn = max(from_lsn, batch.last_lsn + 1)
-                    await confirm()
+                await self._follow_from(from_lsn)
                 raise StoreError("the change feed ended")
             except (StoreError, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 logger.warning("change feed: %s; caching nothing until it is back", error)
                 self._state.followed = False
-                await self._drop_everything()
                 await trio.sleep(RETRY_SECONDS)
+                from_lsn = self._state.keymap.applied_lsn() + 1
+                await self._drop_everything()
+
+    async def _follow_from(self, from_lsn: int) -> None:
+        feed = self._state.store.index.subscribe(subscriber_id=self._state.mount_id, confirms=True, from_lsn=from_lsn)
+        try:
+            async for batch, confirm in feed:
+                await self._take(batch)
+                await confirm()
+        finally:
+            if isinstance(feed, AsyncGenerator):
+                with trio.CancelScope(shield=True):
+                    await feed.aclose()  # ends the subscription now, not when it is collected
 
     async def _take(self, batch: FeedBatch) -> None:
-        if batch.dropped:
+        foreign = any(record.origin.mount_id != self._state.mount_id for record in batch.records)
+        if batch.dropped or (foreign and not batch.touched):  # caught up from the journal: names unknown
             await self._drop_everything()
-        elif any(record.origin.mount_id != self._state.mount_id for record in batch.records):
+        elif foreign:
             await self._send(self.plan(batch.touched))
 
     async def _drop_everything(self) -> None:
