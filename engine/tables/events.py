@@ -18,6 +18,7 @@ from engine.changes import (
     CreateUpload,
     DeleteBucket,
     DeleteKey,
+    Door,
     Link,
     PutVersion,
     Record,
@@ -136,10 +137,7 @@ class EventDeriver:
                 pass  # users, segments, nodes, parts: nothing an object's journal tells
 
     def _put_version(self, change: PutVersion) -> None:
-        names = [(change.bucket, change.key)]
-        if change.file_id is not None:
-            names = self.history.names_of(change.file_id)
-        for bucket, key in names:
+        for bucket, key in self._names_put(change):
             before = self.history.current(bucket, key)
             facts = self._facts(
                 bucket,
@@ -152,7 +150,7 @@ class EventDeriver:
                 user_metadata=change.user_metadata,
                 file_id=self._file_id(before),
             )
-            if change.keep_metadata and before is not None and not before.is_delete_marker:
+            if change.keep_metadata and before is not None:
                 facts = msgspec.structs.replace(
                     facts,
                     tags=before.tags,
@@ -164,6 +162,17 @@ class EventDeriver:
             self._create(bucket, key, facts)
             if newest is not None and replaces and newest.version_id != facts.version_id:
                 self._permanent_delete(bucket, key, newest.version_id)
+
+    def _names_put(self, change: PutVersion) -> list[Name]:
+        """Every name of the open file, or of the linked file the mount writes to by name."""
+        if change.file_id is not None:
+            return self.history.names_of(change.file_id)
+        held = self.history.current(change.bucket, change.key)
+        if held is not None and self._record.origin.door is Door.MOUNT:
+            names = self.history.names_of(held.file_id)
+            if len(names) > 1:
+                return names
+        return [(change.bucket, change.key)]
 
     def _create_upload(self, change: CreateUpload) -> None:
         upload_id = upload_id_of(self._record.lsn)
@@ -300,7 +309,13 @@ class EventDeriver:
         return version_id_of(self._record.lsn) if enabled else NULL_VERSION_ID
 
     def _file_id(self, before: Facts | None) -> int:
-        return before.file_id if before and not before.is_delete_marker else self._record.lsn
+        """Overwrites keep the file id; an S3 write to one of several linked names makes it a
+        file of its own."""
+        if before is None or not before.file_id:
+            return self._record.lsn
+        if self._record.origin.door is Door.MOUNT or len(self.history.names_of(before.file_id)) <= 1:
+            return before.file_id
+        return self._record.lsn
 
     def _create(self, bucket: str, key: str, facts: Facts) -> None:
         self.history.put(bucket, key, facts)
