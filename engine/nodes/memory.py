@@ -6,7 +6,7 @@ DirectoryNode. Safe from any thread (one lock around everything)."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from engine.errors import FragmentCorrupt, FragmentMissing, NodeFull, NodeUnavailable, StoreError
 from engine.interfaces import Buffer, NodeSpace
@@ -39,10 +39,17 @@ class MemoryNode:
         with self._lock:
             self.files[name][offset] ^= flip
 
-    def fault_power_loss(self) -> None:
-        """Everything not synced is gone."""
+    def fault_power_loss(self, survives: Callable[[bytes], bytes] = lambda unsynced: b"") -> None:
+        """What was not synced is lost, or what `survives` makes of the end of each file."""
         with self._lock:
-            self.files = {name: bytearray(content) for name, content in self.synced.items()}
+            after: dict[str, bytearray] = {}
+            for name, file in self.files.items():
+                synced = self.synced.get(name)
+                tail = survives(bytes(file[len(synced or b"") :]))
+                if synced is not None or tail:  # a name that was never synced may be lost too
+                    after[name] = bytearray(synced or b"") + tail
+            self.files = after
+            self._fail_next_sync = None
             self._failed.clear()
 
     # -- the contract ----------------------------------------------------------

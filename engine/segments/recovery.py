@@ -208,12 +208,14 @@ def _scan(segment: Segment, there: Mapping[int, Node]) -> Iterator[Stripe]:
     """Stripes of frames from the start of the files to the last one of which any fragment
     can be found. Where no header stands at the place the next stripe should start, the
     files are searched for the next one."""
+    sealed = segment.state is SegmentState.SEALED
     offset: int | None = FILE_HEADER_BYTES
     while offset is not None:
         stripe = _stripe_at(segment, offset, there)
         if stripe is None:
             offset = _search(segment, offset, there)
-        elif stripe.header.kind != FRAMES:
+        elif stripe.header.kind != FRAMES or (sealed and stripe.header.number >= segment.stripes):
+            # Behind the end that sealing decided, only a node that was away then has more.
             return
         else:
             yield stripe
