@@ -1,0 +1,174 @@
+"""Chunks and segments in the keymap: where every frame lies, and what may lie where.
+
+Used inside the writer's transaction; one thread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from engine.changes import (
+    Change,
+    CompleteUpload,
+    FragmentsRepaired,
+    MoveChunks,
+    OpenSegment,
+    PutPart,
+    PutVersion,
+    SealSegment,
+)
+from engine.errors import StoreError, WritesStopped
+from engine.keymap.rows import decode_location, encode
+from engine.keymap.state import State
+from engine.types import JournalLocation, NewChunk, Segment, SegmentLocation, SegmentState
+
+_UNPLACED = b""  # never committed: the record's place is known once it is written
+decode_segment = msgspec.msgpack.Decoder(Segment).decode
+
+
+def new_chunks(change: Change) -> Sequence[NewChunk]:
+    """The chunks a change brings along, stored or riding."""
+    if isinstance(change, PutVersion | PutPart | CompleteUpload):
+        return change.content.new_chunks
+    return change.moves if isinstance(change, MoveChunks) else ()
+
+
+def find_segment(db: sqlite3.Connection, segment_id: int) -> Segment | None:
+    row = db.execute("SELECT body FROM segments WHERE segment_id = ?", (segment_id,)).fetchone()
+    return None if row is None else decode_segment(row[0])
+
+
+def check_locations(db: sqlite3.Connection, chunks: Sequence[NewChunk]) -> None:
+    """Raises WritesStopped if a chunk names a place that is not, or no longer, there."""
+    known: dict[int, Segment | None] = {}
+    for chunk in chunks:
+        place = chunk.location
+        if place is None:
+            continue
+        if place.segment_id not in known:
+            known[place.segment_id] = find_segment(db, place.segment_id)
+        segment = known[place.segment_id]
+        if segment is None:
+            raise WritesStopped(f"segment {place.segment_id:016x} is not known to the index; write again")
+        end = place.stripe_offset + place.fragment_length
+        if segment.state is SegmentState.SEALED and end > segment.size:
+            raise WritesStopped(f"segment {place.segment_id:016x} was sealed meanwhile; write again")
+
+
+def insert_chunks(state: State, chunks: Sequence[NewChunk]) -> None:
+    """Take in chunks the keymap does not know; what it knows keeps its place. A riding
+    chunk is _UNPLACED until place_chunks(), in the same transaction, says where its
+    record lies."""
+    for chunk in chunks:
+        if chunk.location is not None:
+            stored, location = chunk.location.length, encode(chunk.location)
+        else:
+            assert chunk.frame is not None, "a new chunk is stored or rides along"
+            stored, location = len(chunk.frame), _UNPLACED
+        inserted = state.db.execute(
+            "INSERT OR IGNORE INTO chunks (scope, chunk_id, length, stored, location) VALUES (?, ?, ?, ?, ?)",
+            (chunk.scope, chunk.chunk_id, chunk.length, stored, location),
+        ).rowcount
+        if inserted:
+            state.count(chunks=1, chunk_bytes=chunk.length, stored_bytes=stored)
+
+
+def _find(db: sqlite3.Connection, scope: int, chunk_id: bytes) -> tuple[int, bytes] | None:
+    select = "SELECT stored, location FROM chunks WHERE scope = ? AND chunk_id = ?"
+    row: tuple[int, bytes] | None = db.execute(select, (scope, chunk_id)).fetchone()
+    return row
+
+
+def place_chunks(db: sqlite3.Connection, locations: Mapping[bytes, JournalLocation], *, scope: int = 0) -> None:
+    """Say where the frames lie that ride in the records decided in this transaction.
+    Chunks that lie somewhere already stay there."""
+    db.executemany(
+        "UPDATE chunks SET location = ? WHERE scope = ? AND chunk_id = ? AND location = ?",
+        [(encode(location), scope, chunk_id, _UNPLACED) for chunk_id, location in locations.items()],
+    )
+
+
+def move_riding(db: sqlite3.Connection, locations: Mapping[bytes, JournalLocation], *, scope: int = 0) -> None:
+    """Frames that lie in a journal file lie in another one now (a new epoch took over its
+    tail). What lies in a segment by now stays there."""
+    for chunk_id, location in locations.items():
+        found = _find(db, scope, chunk_id)
+        if found is None:
+            continue
+        if found[1] == _UNPLACED or isinstance(decode_location(found[1]), JournalLocation):
+            db.execute(
+                "UPDATE chunks SET location = ? WHERE scope = ? AND chunk_id = ?", (encode(location), scope, chunk_id)
+            )
+
+
+def _move(state: State, chunk: NewChunk, stored: int, location: SegmentLocation) -> None:
+    state.db.execute(
+        "UPDATE chunks SET stored = ?, location = ? WHERE scope = ? AND chunk_id = ?",
+        (location.length, encode(location), chunk.scope, chunk.chunk_id),
+    )
+    state.count(stored_bytes=location.length - stored)
+
+
+def apply_moves(state: State, change: MoveChunks) -> None:
+    """Chunks that are still where they were copied from now lie at their new places."""
+    for number, chunk in enumerate(change.moves):
+        found = _find(state.db, chunk.scope, chunk.chunk_id)
+        if found is None or chunk.location is None:
+            continue
+        if number < len(change.before) and found[1] != encode(change.before[number]):
+            continue  # moved by someone else meanwhile: this copy is not the one that counts
+        _move(state, chunk, found[0], chunk.location)
+
+
+def _write_segment(state: State, segment: Segment) -> None:
+    state.db.execute(
+        "INSERT INTO segments VALUES (?, ?) ON CONFLICT DO UPDATE SET body = excluded.body",
+        (segment.segment_id, encode(segment)),
+    )
+
+
+def open_segment(state: State, change: OpenSegment) -> None:
+    if find_segment(state.db, change.segment_id) is not None:
+        raise WritesStopped(f"segment {change.segment_id:016x} exists already; open one under another id")
+    _write_segment(
+        state,
+        Segment(
+            change.segment_id,
+            change.k,
+            change.m,
+            change.node_ids,
+            owner=change.owner,
+            writer_epoch=change.writer_epoch,
+            code=change.code,
+        ),
+    )
+
+
+def _known(state: State, segment_id: int) -> Segment:
+    segment = find_segment(state.db, segment_id)
+    if segment is None:
+        raise StoreError(f"segment {segment_id:016x} is not known to the index")
+    return segment
+
+
+def seal_segment(state: State, change: SealSegment) -> None:
+    """Raises WritesStopped if the segment was sealed at another size meanwhile."""
+    segment = _known(state, change.segment_id)
+    if segment.state is SegmentState.SEALED and segment.size != change.size:
+        raise WritesStopped(f"segment {change.segment_id:016x} was sealed meanwhile at {segment.size} bytes")
+    sealed = msgspec.structs.replace(
+        segment,
+        state=SegmentState.SEALED,
+        size=change.size,
+        stripes=change.stripes,
+        fragments_lost=change.fragments_lost,
+    )
+    _write_segment(state, sealed)
+
+
+def repair_fragments(state: State, change: FragmentsRepaired) -> None:
+    segment = _known(state, change.segment_id)
+    _write_segment(state, msgspec.structs.replace(segment, node_ids=change.node_ids, fragments_lost=[]))
