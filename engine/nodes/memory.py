@@ -97,6 +97,9 @@ class MemoryNode:
         with self._lock:
             return bytes(memoryview(self._file(name))[offset : offset + length])
 
+    def read_warm(self, name: str, offset: int, length: int) -> bytes | None:
+        return self.read(name, offset, length)
+
     def size(self, name: str) -> int:
         with self._lock:
             return len(self._file(name))

@@ -27,7 +27,7 @@ from engine.coding import DEFAULT_CODE, check_code
 from engine.errors import FragmentCorrupt, NodeFull, NodeUnavailable, StoreError, Unreadable, WritesStopped, WrongStore
 from engine.interfaces import Node
 from engine.placement import choose_nodes
-from engine.segments.reader import read_frames
+from engine.segments.reader import read_frames, read_warm_frames
 from engine.segments.writer import FragmentsFailed, PendingStripe, SegmentWriter
 from engine.types import NodeEntry, Segment, SegmentLocation
 
@@ -36,7 +36,7 @@ RELOCATIONS_MAX = 1_000_000  # older ones are refused, not forgotten silently
 ROUNDS_MAX = 16  # failing segments in one sync before it gives up
 DISTRUST_SECONDS = 30.0  # a node that failed is not chosen, unless the index lost and healed it since
 ROOM_BYTES_MIN = 4 * 1024**2  # a node with less free is full: no new segment starts there
-ON_LOOP_BYTES = 32 * 1024  # appends up to this cost less than a hop to a thread
+ON_LOOP_BYTES = 32 * 1024  # appends and warm reads up to this cost less than a hop to a thread
 SYNC_THREADS_MAX = 64
 
 logger = logging.getLogger("objfs.segments")
@@ -333,6 +333,10 @@ class SegmentPlane:
             return []
         # The keymap belongs to the event loop's thread, the files to worker threads.
         segments = self.segments_of(locations)
+        if sum(location.length for location in locations) <= ON_LOOP_BYTES:
+            warm = read_warm_frames(locations, segments, self._nodes)
+            if warm is not None:
+                return warm
         return await anyio.to_thread.run_sync(self.read_sync, locations, segments)
 
     def segments_of(self, locations: Sequence[SegmentLocation]) -> dict[int, Segment]:

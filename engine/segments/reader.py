@@ -57,6 +57,22 @@ def read_frames(
     return [frames[position] for position in range(len(locations))]
 
 
+def read_warm_frames(
+    locations: Sequence[SegmentLocation], segments: Mapping[int, Segment], nodes: Mapping[str, Node]
+) -> list[bytes] | None:
+    """read_frames() for the event loop: None unless all of it is in memory and good."""
+    frames: list[bytes] = []
+    try:
+        for location in locations:
+            end = location.offset + location.length
+            frame = _read_range(segments[location.segment_id], location, location.offset, end, nodes, _warm)
+            verify_frame(frame)
+            frames.append(frame)
+    except StoreError:
+        return None  # read_frames() finds out what is wrong
+    return frames
+
+
 def read_fragment(segment: Segment, index: int, offset: int, length: int, node: Node) -> Fragment:
     """One verified fragment of the stripe at `offset`. Raises the node's errors and
     FragmentCorrupt, UnknownFormat."""
@@ -138,7 +154,28 @@ def _read_healthy(segment: Segment, wanted: Sequence[SegmentLocation], nodes: Ma
     return frames
 
 
-def _read_range(segment: Segment, location: SegmentLocation, start: int, end: int, nodes: Mapping[str, Node]) -> bytes:
+_Read = Callable[[Node, str, int, int], bytes]
+
+
+def _cold(node: Node, name: str, offset: int, length: int) -> bytes:
+    return node.read(name, offset, length)
+
+
+def _warm(node: Node, name: str, offset: int, length: int) -> bytes:
+    content = node.read_warm(name, offset, length)
+    if content is None:
+        raise FragmentMissing(f"{name} is not in memory")
+    return content
+
+
+def _read_range(
+    segment: Segment,
+    location: SegmentLocation,
+    start: int,
+    end: int,
+    nodes: Mapping[str, Node],
+    read: _Read = _cold,
+) -> bytes:
     """Bytes [start, end) of the stripe's data, straight from the data fragments."""
     length = location.fragment_length
     pieces: list[bytes] = []
@@ -148,5 +185,5 @@ def _read_range(segment: Segment, location: SegmentLocation, start: int, end: in
         if node is None:
             raise FragmentMissing(f"node {segment.node_ids[index]} is not there")
         name = fragment_name(segment.segment_id, index)
-        pieces.append(node.read(name, location.stripe_offset + STRIPE_HEADER_BYTES + first, last - first))
+        pieces.append(read(node, name, location.stripe_offset + STRIPE_HEADER_BYTES + first, last - first))
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)

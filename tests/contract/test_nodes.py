@@ -53,6 +53,13 @@ def test_append_read_sync_truncate(node: Node) -> None:
     assert node.read(NAME, 0, 100) == b"abcdZ"
 
 
+def test_warm_reads_give_the_same_bytes_or_none(node: Node) -> None:
+    node.create(NAME)
+    node.append(NAME, 0, [b"abcdef"])
+    assert node.read(NAME, 0, 6) == b"abcdef"
+    assert node.read_warm(NAME, 1, 3) in (b"bcd", None)
+
+
 def test_many_buffers_at_once(node: Node) -> None:
     node.create(NAME)
     node.append(NAME, 0, [bytes([i % 256]) for i in range(3000)])
