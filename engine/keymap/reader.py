@@ -79,6 +79,18 @@ class SqliteKeymap:
         finally:
             db.execute("ROLLBACK")
 
+    @contextmanager
+    def snapshot(self) -> Iterator[SqliteKeymap]:
+        """A reader with a connection of its own, whose calls all see the state of one LSN.
+        It may be handed to another thread, and used by one at a time."""
+        reader = SqliteKeymap(self._path)
+        try:
+            reader._db.execute("BEGIN")
+            reader.applied_lsn()  # the first read is what fixes the state
+            yield reader
+        finally:
+            reader.close()
+
     def applied_lsn(self) -> int:
         return get_state(self._db)[1]
 
