@@ -38,7 +38,7 @@ ERRNO: dict[type[errors.StoreError], int] = {
 }
 
 
-class MountFailed(Exception):
+class MountFailed(errors.StoreError):
     """The directory cannot be mounted or unmounted; the text says why and what to do."""
 
 

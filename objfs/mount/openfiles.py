@@ -214,10 +214,13 @@ class OpenFile:
             await self._publish(durable=durable)
 
     async def settle(self) -> None:
-        """Publish a stream, so that its bytes can be read without a name: before an
-        unlink."""
+        """Before the file may lose its last name: publish a stream, whose bytes no commit
+        could name afterwards, and keep the attributes as they are now."""
         if self._stream is not None or self._finished is not None:
             await self.publish(durable=False)
+        version = self._state.version_of(self.node)
+        if version is not None and version.lsn == self.version.lsn:
+            self.version = version
 
     def refresh(self) -> None:
         """Something else changed the file: take up its present version, unless writes of

@@ -32,6 +32,7 @@ from objfs.mount.names import Name, marker_key, prefix, split_name
 if TYPE_CHECKING:
     from engine.store import Store
 
+SPACE_SECONDS = 0.25
 EMPTY_MD5 = "d41d8cd98f00b204e9800998ecf8427e"
 
 
@@ -46,6 +47,8 @@ class MountState:
         self.started_ns = time.time_ns()
         self.followed = False  # the change feed is being followed: the kernel may cache
         self.unpublished_bytes = 0
+        self._room = 0
+        self._room_until = 0.0
         self._requests = itertools.count(1)
 
     # -- commits ---------------------------------------------------------------
@@ -70,8 +73,15 @@ class MountState:
 
     def check_space(self, content_bytes: int) -> None:
         """Raises NodeFull unless `content_bytes` fit beside what is written and not yet
-        published."""
-        self.store.check_space(self.unpublished_bytes + content_bytes)
+        published. The nodes are asked at most every SPACE_SECONDS, and for every write
+        once half of their room is spoken for."""
+        needed = self.unpublished_bytes + content_bytes
+        now = time.monotonic()
+        if now > self._room_until:
+            self._room_until = now + SPACE_SECONDS
+            _, self._room = self.store.space()
+        if 2 * needed > self._room:
+            self.store.check_space(needed)
 
     # -- from names and inodes to versions -------------------------------------
 

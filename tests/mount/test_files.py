@@ -9,10 +9,13 @@ import mmap
 import os
 import random
 import stat
+import time
 from pathlib import Path
 
 import pytest
 from conftest import MountProcess
+
+from objfs.mount.state import SPACE_SECONDS
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 AT_FDCWD = -100
@@ -282,6 +285,7 @@ def test_a_full_store_says_so_at_write_time(mount: MountProcess, bucket: Path) -
     if mount.kind == "real":
         pytest.skip("the real nodes have room")
     mount.other("free", 1000)
+    time.sleep(2 * SPACE_SECONDS)
     with open(bucket / "file", "wb", buffering=0) as file, pytest.raises(OSError) as refused:
         file.write(b"x" * 2000)
     assert refused.value.errno == errno.ENOSPC
