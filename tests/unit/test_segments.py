@@ -578,3 +578,54 @@ def _power_fails(world: World, chance: random.Random, back: list[str]) -> None:
     spare = 2 - len(away)
     for name in chance.sample(sorted(world.nodes), k=len(world.nodes))[: max(spare, 0)]:
         world.nodes[name].vanished = True  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_many_writers_while_nodes_fail_and_return(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SEGMENT_BYTES_MAX", 2_000_000)
+    monkeypatch.setattr(plane_module, "UNSYNCED_BYTES_MAX", 400_000)
+    world = memory_world()
+    acknowledged: dict[SegmentLocation, bytes] = {}
+    chance = random.Random(seed)
+    writing = 12
+
+    async def write_some(writer: int) -> None:
+        nonlocal writing
+        for turn in range(10):
+            frames = [
+                make_frame(writer * 100 + turn * 5 + n, chance.randrange(60_000)) for n in range(chance.randrange(1, 4))
+            ]
+            if chance.random() < 0.2:
+                with anyio.move_on_after(chance.random() * 0.002):
+                    await world.write(frames)
+            locations = await world.write(frames)
+            acknowledged.update(zip(locations, frames, strict=True))
+            if turn == 5 and writer == 3:
+                await world.plane.seal()
+        writing -= 1
+
+    async def break_nodes() -> None:
+        while writing:
+            node = world.nodes[chance.choice(sorted(world.nodes))]
+            assert isinstance(node, MemoryNode)
+            if chance.random() < 0.5:
+                node.fault_next_sync()
+                await anyio.sleep(0.003)
+            else:
+                node.vanished = True
+                await anyio.sleep(0.003)
+                node.vanished = False
+            world.lost.clear()
+            world.plane._distrusted.clear()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(break_nodes)
+        for writer in range(12):
+            tasks.start_soon(write_some, writer)
+    for node in world.nodes.values():
+        node.fault_power_loss()  # type: ignore[attr-defined]
+    for segment in list(world.segments.values()):
+        if segment.state is SegmentState.OPEN:
+            await world.announce(recover_segment(segment, world.nodes))
+    assert len(acknowledged) > 120
+    assert await world.open_plane().read(list(acknowledged)) == list(acknowledged.values())
