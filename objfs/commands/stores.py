@@ -21,10 +21,8 @@ def init(arguments: argparse.Namespace) -> int:
 
     k, m = parse_code(arguments.code)
     data = Path(arguments.data)
-    nodes = [parse_node(node) for node in arguments.node]
-    if not nodes:
-        nodes = [(str(data / "nodes" / str(number)), "") for number in range(k + m)]
-    elif len(nodes) < k + m:
+    nodes = [parse_node(node) for node in arguments.node] or None
+    if nodes is not None and len(nodes) < k + m:
         raise CommandFailed(f"--code {k}+{m} needs {k + m} nodes and {len(nodes)} are given; add --node PATH")
     access_key, secret_key = root_keys()
     warnings = init_store(
@@ -32,7 +30,7 @@ def init(arguments: argparse.Namespace) -> int:
     )
     for warning in warnings:
         print(f"objfs: note: {warning}", file=sys.stderr)
-    print(f"made a store in {data}: {k}+{m} over {len(nodes)} nodes. Next: {suggestion('serve', data)}")
+    print(f"made a store in {data}: {k}+{m} over {len(nodes or []) or k + m} nodes. Next: {suggestion('serve', data)}")
     return 0
 
 
