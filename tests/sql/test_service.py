@@ -55,6 +55,7 @@ from engine.types import (
 )
 
 pytestmark = pytest.mark.anyio
+STORE_ID = "5a" * 16
 ORIGIN = Origin(requester="ann", request_id="", source_ip="10.0.0.7", door=Door.S3)
 
 
@@ -102,8 +103,8 @@ def nodes() -> dict[str, MemoryNode]:
 
 @asynccontextmanager
 async def opened(tmp_path: Path, nodes: dict[str, MemoryNode], **options: Any) -> AsyncIterator[Lab]:
-    async with open_local_index(tmp_path / "index", nodes, store_id="store", m=1, missing={}) as index:
-        service = TablesService(index, leaves, tmp_path / "index" / "tables.duckdb", store_id="store", **options)
+    async with open_local_index(tmp_path / "index", nodes, store_id=STORE_ID, m=1, missing={}) as index:
+        service = TablesService(index, leaves, tmp_path / "index" / "tables.duckdb", store_id=STORE_ID, **options)
         async with anyio.create_task_group() as tasks:
             await tasks.start(service.run)
             yield Lab(index, service)
@@ -112,20 +113,20 @@ async def opened(tmp_path: Path, nodes: dict[str, MemoryNode], **options: Any) -
 
 async def test_a_query_sees_the_write_that_was_just_answered(tmp_path: Path, nodes: dict[str, MemoryNode]) -> None:
     async with opened(tmp_path, nodes) as lab:
-        await lab.commit(CreateBucket("b"))
+        await lab.commit(CreateBucket("bbb"))
         for number in range(20):
-            await lab.commit(put("b", f"key {number}", b"x" * number))
+            await lab.commit(put("bbb", f"key {number}", b"x" * number))
             (row,) = await lab.rows("SELECT count(*) AS objects, sum(size)::BIGINT AS bytes FROM inventory")
             assert row == {"objects": number + 1, "bytes": sum(range(number + 1))}
-        await lab.commit(DeleteKey("b", "key 7"))
+        await lab.commit(DeleteKey("bbb", "key 7"))
         assert await lab.rows("SELECT * FROM inventory WHERE key = 'key 7'") == []
 
 
 async def test_the_row_of_a_version_carries_its_facts(tmp_path: Path, nodes: dict[str, MemoryNode]) -> None:
     async with opened(tmp_path, nodes) as lab:
-        await lab.commit(CreateBucket("b"))
+        await lab.commit(CreateBucket("bbb"))
         facts = {"user_metadata": {"colour": "red"}, "tags": {"team": "ink"}, "checksum": Checksum("CRC32", "AAAAAA==")}
-        result = await lab.commit(put("b", "a\0\n日本", b"hello", **facts))
+        result = await lab.commit(put("bbb", "a\0\n日本", b"hello", **facts))
         (row,) = await lab.rows("SELECT * FROM inventory")
         assert row["key"] == "a\0\n日本"
         assert row["sequence_number"] == f"{result.lsn:016x}"
@@ -139,7 +140,7 @@ async def test_the_row_of_a_version_carries_its_facts(tmp_path: Path, nodes: dic
             name: value for name, value in row.items() if name != "is_latest"
         }
         assert (event["record_type"], event["requester"], event["source_ip_address"]) == ("CREATE", "ann", "10.0.0.7")
-        tagged = await lab.commit(SetTags("b", "a\0\n日本", {"team": "paper"}))
+        tagged = await lab.commit(SetTags("bbb", "a\0\n日本", {"team": "paper"}))
         (row,) = await lab.rows("SELECT sequence_number, object_tags FROM inventory")
         assert row == {"sequence_number": f"{tagged.lsn:016x}", "object_tags": {"team": "paper"}}
         assert [e["record_type"] for e in await lab.rows("SELECT * FROM journal ORDER BY sequence_number")] == [
@@ -150,16 +151,16 @@ async def test_the_row_of_a_version_carries_its_facts(tmp_path: Path, nodes: dic
 
 async def test_deletes_in_the_journal_are_as_aws_tells_them(tmp_path: Path, nodes: dict[str, MemoryNode]) -> None:
     async with opened(tmp_path, nodes) as lab:
-        await lab.commit(CreateBucket("b"))
-        await lab.commit(put("b", "plain"))
-        await lab.commit(DeleteKey("b", "plain"))
-        await lab.commit(DeleteKey("b", "never there"))
-        await lab.commit(SetBucketVersioning("b", Versioning.ENABLED))
-        first = await lab.commit(put("b", "kept"))
+        await lab.commit(CreateBucket("bbb"))
+        await lab.commit(put("bbb", "plain"))
+        await lab.commit(DeleteKey("bbb", "plain"))
+        await lab.commit(DeleteKey("bbb", "never there"))
+        await lab.commit(SetBucketVersioning("bbb", Versioning.ENABLED))
+        first = await lab.commit(put("bbb", "kept"))
         assert first.version is not None
-        marker = await lab.commit(DeleteKey("b", "kept"))
+        marker = await lab.commit(DeleteKey("bbb", "kept"))
         assert marker.version is not None
-        await lab.commit(DeleteKey("b", "kept", version_id=first.version.version_id))
+        await lab.commit(DeleteKey("bbb", "kept", version_id=first.version.version_id))
         events = await lab.rows(
             "SELECT key, record_type, version_id, is_delete_marker, size, e_tag, object_tags FROM journal "
             "ORDER BY sequence_number"
@@ -185,12 +186,12 @@ async def test_deletes_in_the_journal_are_as_aws_tells_them(tmp_path: Path, node
 
 async def test_space_counts_what_is_shared_once(tmp_path: Path, nodes: dict[str, MemoryNode]) -> None:
     async with opened(tmp_path, nodes) as lab:
-        await lab.commit(CreateBucket("a"))
-        await lab.commit(CreateBucket("b"))
-        for bucket in ("a", "b"):
+        await lab.commit(CreateBucket("aaa"))
+        await lab.commit(CreateBucket("bbb"))
+        for bucket in ("aaa", "bbb"):
             for number in range(5):
                 await lab.commit(put(bucket, f"copy {number}", b"z" * 1000))
-        await lab.commit(Link("a", "copy 0", "a", "hard link"))
+        await lab.commit(Link("aaa", "copy 0", "aaa", "hard link"))
         (space,) = await lab.rows("SELECT * FROM space")
         assert (space["logical_bytes"], space["unique_bytes"], space["dedup_ratio"]) == (10_000, 1000, 10.0)
         (chunk,) = await lab.rows("SELECT * FROM chunks")
@@ -204,9 +205,9 @@ async def test_space_counts_what_is_shared_once(tmp_path: Path, nodes: dict[str,
 
 async def test_uploads_and_parts_come_and_go(tmp_path: Path, nodes: dict[str, MemoryNode]) -> None:
     async with opened(tmp_path, nodes) as lab:
-        await lab.commit(CreateBucket("b"))
+        await lab.commit(CreateBucket("bbb"))
         created = [
-            await lab.commit(CreateUpload("b", "big", user_metadata={"m": "1"}, tags={"t": "2"})) for _ in range(2)
+            await lab.commit(CreateUpload("bbb", "big", user_metadata={"m": "1"}, tags={"t": "2"})) for _ in range(2)
         ]
         ids = [result.upload_id for result in created]
         assert all(ids)
@@ -216,7 +217,7 @@ async def test_uploads_and_parts_come_and_go(tmp_path: Path, nodes: dict[str, Me
             for upload_id in ids:
                 assert upload_id is not None
                 part = await lab.commit(
-                    PutPart("b", "big", upload_id, number, content_of(text), hashlib.md5(text).digest())
+                    PutPart("bbb", "big", upload_id, number, content_of(text), hashlib.md5(text).digest())
                 )
                 if upload_id == ids[0]:
                     choices.append(PartChoice(number, part.part.lsn if part.part else part.lsn))
@@ -227,7 +228,7 @@ async def test_uploads_and_parts_come_and_go(tmp_path: Path, nodes: dict[str, Me
         entries = [entry for text in texts for entry in content_of(text).manifest.entries]
         object_parts = [ObjectPart(number, len(text)) for number, text in enumerate(texts, 1)]
         assert ids[0] is not None and ids[1] is not None
-        await lab.commit(CompleteUpload("b", "big", ids[0], choices, Content(Manifest(entries)), "abc-2", object_parts))
+        await lab.commit(CompleteUpload("bbb", "big", ids[0], choices, Content(Manifest(entries)), "abc-2", object_parts))
         assert [row["upload_id"] for row in await lab.rows("SELECT upload_id FROM uploads")] == [ids[1]]
         assert {row["upload_id"] for row in await lab.rows("SELECT upload_id FROM parts")} == {ids[1]}
         (row,) = await lab.rows("SELECT * FROM inventory")
@@ -237,7 +238,7 @@ async def test_uploads_and_parts_come_and_go(tmp_path: Path, nodes: dict[str, Me
         assert {name: event[name] for name in row if name != "is_latest"} == {
             name: value for name, value in row.items() if name != "is_latest"
         }
-        await lab.commit(AbortUpload("b", "big", ids[1]))
+        await lab.commit(AbortUpload("bbb", "big", ids[1]))
         for table in ("uploads", "parts"):
             assert await lab.rows(f"SELECT * FROM {table}") == []
         assert await lab.rows("SELECT * FROM chunk_references WHERE upload_id IS NOT NULL") == []
@@ -384,16 +385,16 @@ async def test_tables_take_up_where_they_stopped(tmp_path: Path, nodes: dict[str
     for turn in range(3):
         async with opened(tmp_path, nodes) as lab:
             if turn == 0:
-                await lab.commit(CreateBucket("b"))
-            await lab.commit(put("b", f"key {turn}"))
+                await lab.commit(CreateBucket("bbb"))
+            await lab.commit(put("bbb", f"key {turn}"))
             assert len(await lab.rows("FROM inventory")) == turn + 1
             assert len(await lab.rows("FROM journal")) == turn + 1
 
 
 async def test_tables_ahead_of_the_journal_are_made_anew(tmp_path: Path, nodes: dict[str, MemoryNode]) -> None:
     async with opened(tmp_path, nodes) as lab:
-        await lab.commit(CreateBucket("b"))
-        await lab.commit(put("b", "lost"))
+        await lab.commit(CreateBucket("bbb"))
+        await lab.commit(put("bbb", "lost"))
         assert len(await lab.rows("FROM inventory")) == 1
     (tmp_path / "index" / "tables.duckdb").rename(tmp_path / "kept.duckdb")
     other = {f"node{number}": MemoryNode(f"node{number}") for number in range(1, 5)}
@@ -401,9 +402,9 @@ async def test_tables_ahead_of_the_journal_are_made_anew(tmp_path: Path, nodes: 
         (tmp_path / "index" / name).unlink()
     (tmp_path / "kept.duckdb").rename(tmp_path / "index" / "tables.duckdb")
     async with opened(tmp_path, other) as lab:
-        await lab.commit(CreateBucket("b"))
+        await lab.commit(CreateBucket("bbb"))
         for number in range(5):
-            await lab.commit(put("b", f"new {number}"))
+            await lab.commit(put("bbb", f"new {number}"))
         assert len(await lab.rows("FROM inventory WHERE key LIKE 'new %'")) == 5
         assert await lab.rows("FROM inventory WHERE key = 'lost'") == []
 
@@ -412,13 +413,13 @@ async def test_far_behind_they_catch_up_in_bounded_batches(
     tmp_path: Path, nodes: dict[str, MemoryNode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.tables.service.PENDING_RECORDS_MAX", 7)
-    async with open_local_index(tmp_path / "index", nodes, store_id="store", m=1, missing={}) as index:
+    async with open_local_index(tmp_path / "index", nodes, store_id=STORE_ID, m=1, missing={}) as index:
         lab = Lab(index, None)  # type: ignore[arg-type]
-        await lab.commit(CreateBucket("b"))
+        await lab.commit(CreateBucket("bbb"))
         for number in range(60):
-            await lab.commit(put("b", f"key {number % 10}", str(number).encode()))
+            await lab.commit(put("bbb", f"key {number % 10}", str(number).encode()))
             if number % 9 == 8:
-                await lab.commit(DeleteKey("b", f"key {number % 10}"))
+                await lab.commit(DeleteKey("bbb", f"key {number % 10}"))
     async with opened(tmp_path, nodes) as lab:
         await assert_tables_equal_keymap(lab)
         assert len(await lab.rows("FROM journal WHERE record_type = 'CREATE'")) == 60
@@ -428,13 +429,13 @@ async def test_the_socket_answers_and_a_stopped_server_is_told_apart(
     tmp_path: Path, nodes: dict[str, MemoryNode]
 ) -> None:
     assert await client.applied_lsn(tmp_path) is None
-    async with open_local_index(tmp_path / "index", nodes, store_id="store", m=1, missing={}) as index:
-        service = TablesService(index, leaves, tmp_path / "index" / "tables.duckdb", store_id="store", query_seconds=2)
+    async with open_local_index(tmp_path / "index", nodes, store_id=STORE_ID, m=1, missing={}) as index:
+        service = TablesService(index, leaves, tmp_path / "index" / "tables.duckdb", store_id=STORE_ID, query_seconds=2)
         async with anyio.create_task_group() as tasks:
             await tasks.start(serve_tables, service, tmp_path / "index")
             lab = Lab(index, service)
-            await lab.commit(CreateBucket("b"))
-            result = await lab.commit(put("b", "k"))
+            await lab.commit(CreateBucket("bbb"))
+            result = await lab.commit(put("bbb", "k"))
             table = await client.query(tmp_path, "SELECT key, size FROM inventory")
             assert table.to_pylist() == [{"key": "k", "size": 5}]
             assert await client.applied_lsn(tmp_path) == result.lsn
@@ -458,10 +459,10 @@ async def test_the_socket_answers_and_a_stopped_server_is_told_apart(
 
 async def test_a_deleted_bucket_leaves_no_rows(tmp_path: Path, nodes: dict[str, MemoryNode]) -> None:
     async with opened(tmp_path, nodes) as lab:
-        await lab.commit(CreateBucket("b"))
-        await lab.commit(put("b", "k", condition=Condition(if_none_match=["*"])))
-        await lab.commit(DeleteKey("b", "k"))
-        await lab.commit(DeleteBucket("b"))
+        await lab.commit(CreateBucket("bbb"))
+        await lab.commit(put("bbb", "k", condition=Condition(if_none_match=["*"])))
+        await lab.commit(DeleteKey("bbb", "k"))
+        await lab.commit(DeleteBucket("bbb"))
         for table in ("buckets", "versions", "uploads", "parts", "chunk_references"):
             assert await lab.rows(f"FROM {table}") == []
         assert [row["record_type"] for row in await lab.rows("FROM journal ORDER BY sequence_number")] == [
