@@ -51,7 +51,7 @@ async def send_response(response: Response, *, head: bool, receive: Receive, sen
     a whole one."""
     body = response.body
     length = response.length if response.length is not None else len(cast(bytes, body))
-    headers = [(name.lower().encode("ascii"), header_value(value)) for name, value in response.headers.items()]
+    headers = [(name.lower().encode("latin-1"), header_value(value)) for name, value in response.headers.items()]
     if response.status not in (204, 304):
         headers.append((b"content-length", str(length).encode()))
     if response.close:
