@@ -35,6 +35,11 @@ class MemoryNode:
     def fault_next_sync(self, reason: str = "Input/output error") -> None:
         self._fail_next_sync = reason
 
+    def fault_none(self) -> None:
+        """Here again, and no fault is waiting to happen."""
+        self.vanished = False
+        self._fail_next_sync = None
+
     def fault_corrupt(self, name: str, offset: int, flip: int = 0xFF) -> None:
         with self._lock:
             self.files[name][offset] ^= flip

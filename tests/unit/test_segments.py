@@ -614,7 +614,7 @@ async def test_many_writers_while_nodes_fail_and_return(seed: int, monkeypatch: 
             else:
                 node.vanished = True
                 await anyio.sleep(0.003)
-                node.vanished = False
+            node.fault_none()
             world.lost.clear()
             world.plane._distrusted.clear()
 
