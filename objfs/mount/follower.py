@@ -16,13 +16,15 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import anyio
 import pyfuse3
 import trio
 from pyfuse3 import FileNameT, InodeT
 
+from engine import limits
 from engine.changes import Touched
 from engine.errors import NoSuchBucket, StoreError
-from engine.interfaces import FeedBatch
+from engine.interfaces import Confirm, FeedBatch
 from objfs.mount.inodes import Directory, File, Inode
 from objfs.mount.names import ROOT, Name, prefix, split_name
 from objfs.mount.state import MountState
@@ -69,23 +71,33 @@ class Follower:
                 self._state.followed = True
                 await self._follow_from(from_lsn)
                 raise StoreError("the change feed ended")
-            except (StoreError, OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                logger.warning("change feed: %s; caching nothing until it is back", error)
+            except* (StoreError, OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as group:
+                logger.warning("change feed: %s; caching nothing until it is back", group.exceptions[0])
                 self._state.followed = False
                 await trio.sleep(RETRY_SECONDS)
                 from_lsn = self._state.keymap.applied_lsn() + 1
                 await self._drop_everything()
 
     async def _follow_from(self, from_lsn: int) -> None:
+        """Batches are received at once and worked off by another task: the feed shares its
+        connection with replies, and the kernel may let a notification wait for one."""
         feed = self._state.store.index.subscribe(subscriber_id=self._state.mount_id, confirms=True, from_lsn=from_lsn)
+        send, receive = trio.open_memory_channel[tuple[FeedBatch, Confirm]](limits.FEED_RECORDS_MAX)
         try:
-            async for batch, confirm in feed:
-                await self._take(batch)
-                await confirm()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._work_off, receive)
+                async with send:
+                    async for item in feed:
+                        await send.send(item)
         finally:
             if isinstance(feed, AsyncGenerator):
                 with trio.CancelScope(shield=True):
                     await feed.aclose()  # ends the subscription now, not when it is collected
+
+    async def _work_off(self, batches: trio.MemoryReceiveChannel[tuple[FeedBatch, Confirm]]) -> None:
+        async for batch, confirm in batches:
+            await self._take(batch)
+            await confirm()
 
     async def _take(self, batch: FeedBatch) -> None:
         foreign = any(record.origin.mount_id != self._state.mount_id for record in batch.records)

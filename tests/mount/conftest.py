@@ -26,10 +26,17 @@ class MountProcess:
         command = [sys.executable, str(ROOT / "tests/mount/serve_mount.py"), kind, str(data), str(top)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         self._log = open(data.parent / "mount.log", "ab")  # noqa: SIM115 - closed by stop()
+        self._index = self._start_index(environment) if kind == "joined" else None
         self.process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
         )
         assert self._answer() == "ready", (data.parent / "mount.log").read_text()
+
+    def _start_index(self, environment: dict[str, str]) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "engine.process", str(self.data)]
+        index = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=self._log, text=True)
+        assert index.stdout is not None and index.stdout.readline() == "ready\n"
+        return index
 
     def other(self, *request: Any) -> Any:
         assert self.process.stdin is not None
@@ -67,6 +74,11 @@ class MountProcess:
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
+        if self._index is not None:
+            self._index.terminate()
+            self._index.wait(SECONDS_MAX)
+            self._index.stdout.close()  # type: ignore[union-attr]
+            self._index = None
         self._log.close()
 
     def bounded(self, *command: str, input: bytes | None = None) -> str:
@@ -83,7 +95,7 @@ def start_mount(kind: str, data: Path, top: Path) -> MountProcess:
 
 
 def make_store(kind: str, data: Path) -> None:
-    if kind == "real":
+    if kind != "memory":
         from engine.store import init_store
 
         init_store(data)
@@ -91,7 +103,8 @@ def make_store(kind: str, data: Path) -> None:
         data.mkdir()
 
 
-@pytest.fixture(params=["memory", "real"])
+# A store in memory, a store of its own, and a store whose index runs in another process.
+@pytest.fixture(params=["memory", "real", "joined"])
 def mount(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MountProcess]:
     """A mounted store with one bucket, `bucket`."""
     if not os.path.exists("/dev/fuse"):
