@@ -605,7 +605,9 @@ async def test_many_writers_while_nodes_fail_and_return(seed: int, monkeypatch: 
         writing -= 1
 
     async def break_nodes() -> None:
-        while writing:
+        for _ in range(12):  # fewer than one sync survives
+            if not writing:
+                return
             node = world.nodes[chance.choice(sorted(world.nodes))]
             assert isinstance(node, MemoryNode)
             if chance.random() < 0.5:
@@ -617,6 +619,7 @@ async def test_many_writers_while_nodes_fail_and_return(seed: int, monkeypatch: 
             node.fault_none()
             world.lost.clear()
             world.plane._distrusted.clear()
+            await anyio.sleep(0.002)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(break_nodes)
