@@ -150,8 +150,9 @@ def _exchange(state: State, here: Place, there: Place) -> CommitResult:
     for key, other in ((here[1], there[1]), (there[1], here[1])):
         if same and key.endswith("/") and other.startswith(key):
             raise InvalidName(f"{other} lies below {key}")
-    _check_lengths(state, here, there[1])
-    _check_lengths(state, there, here[1])
+    for place, other in ((here, there), (there, here)):
+        if place[1].endswith("/"):
+            _check_lengths(state, place, other[1].removesuffix("/") + "/")
     state.touch(*here)
     state.touch(*there)
     if _moves_whole((here, there)):
@@ -179,7 +180,11 @@ def _versions_at(state: State, place: Place) -> list[Version]:
 
 
 def _moved_to(version: Version, here: Place, there: Place) -> Place:
-    return there[0], there[1] + version.key[len(here[1]) :]
+    """Where a version goes in an exchange, in which a file and a directory may swap."""
+    name = there[1].removesuffix("/")
+    if not here[1].endswith("/"):
+        return there[0], name
+    return there[0], f"{name}/{version.key[len(here[1]) :]}"
 
 
 def link(state: State, change: Link) -> CommitResult:
