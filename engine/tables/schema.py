@@ -261,10 +261,12 @@ VIEWS: dict[str, str] = {
     # headers), and m + 1 copies of what rides in the journal.
     "space": """
         WITH logical AS (
-            SELECT coalesce(sum(size), 0)::BIGINT AS logical_bytes, count(*) AS versions
-            FROM (SELECT DISTINCT file_id, lsn, version_id, size,
-                    CASE WHEN file_id = 0 THEN bucket || chr(10) || key END AS name
-                FROM versions WHERE NOT is_delete_marker)
+            SELECT coalesce(sum(size), 0)::BIGINT AS logical_bytes,
+                (SELECT count(*) FROM versions WHERE NOT is_delete_marker) AS versions
+            FROM (
+                SELECT size, row_number() OVER (PARTITION BY file_id, is_latest ORDER BY bucket, key) AS name, is_latest
+                FROM versions WHERE NOT is_delete_marker
+            ) WHERE name = 1 OR NOT is_latest
         ), referenced AS (
             SELECT coalesce(sum(chunk_length), 0)::BIGINT AS unique_bytes
             FROM (SELECT DISTINCT chunk_id, scope, chunk_length FROM chunk_references)
