@@ -10,7 +10,7 @@ XML_DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>\n'
 # XML 1.0 cannot carry most control characters; S3 writes them as character references
 # all the same (clients that must read such keys ask for encoding-type=url). Carriage
 # return is legal but would be normalised to a newline, so it is always a reference.
-_SPECIAL = re.compile("[&<>\"\x00-\x08\x0b-\x1f\x7f\ufffe\uffff\ud800-\udfff]")
+_SPECIAL = re.compile('[&<>"\x00-\x08\x0b-\x1f\x7f\ufffe\uffff\ud800-\udfff]')
 _NAMED = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"}
 
 
