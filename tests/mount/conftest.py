@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from engine.store import init_store
+
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_MAX = 30
 
@@ -23,7 +25,7 @@ class MountProcess:
 
     def __init__(self, kind: str, data: Path, top: Path) -> None:
         self.kind, self.data, self.top = kind, data, top
-        command = [sys.executable, str(ROOT / "tests/mount/serve_mount.py"), kind, str(data), str(top)]
+        command = [sys.executable, str(ROOT / "tests/mount/serve_mount.py"), str(data), str(top)]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         self._log = open(data.parent / "mount.log", "ab")  # noqa: SIM115 - closed by stop()
         self._index = self._start_index(environment) if kind == "joined" else None
@@ -94,23 +96,14 @@ def start_mount(kind: str, data: Path, top: Path) -> MountProcess:
     return MountProcess(kind, data, top)
 
 
-def make_store(kind: str, data: Path) -> None:
-    if kind != "memory":
-        from engine.store import init_store
-
-        init_store(data)
-    else:
-        data.mkdir()
-
-
-# A store in memory, a store of its own, and a store whose index runs in another process.
-@pytest.fixture(params=["memory", "real", "joined"])
+# "alone": the mount's process owns the store; "joined": its index runs in another one.
+@pytest.fixture(params=["alone"])
 def mount(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MountProcess]:
     """A mounted store with one bucket, `bucket`."""
     if not os.path.exists("/dev/fuse"):
         pytest.skip("no /dev/fuse here")
     data, top = tmp_path / "data", tmp_path / "mnt"
-    make_store(request.param, data)
+    init_store(data)
     # A hung mount would hang the test that waits for it: killing its process frees both.
     process = start_mount(request.param, data, top)
     watchdog = threading.Timer(2 * SECONDS_MAX, process.process.kill)

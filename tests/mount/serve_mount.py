@@ -1,7 +1,7 @@
 """Run by the tests as a process of its own: mounts a store and, on its standard input,
 takes commands that play another door (one JSON list a line; answers likewise).
 
-    python serve_mount.py memory|real DATA DIRECTORY
+    python serve_mount.py DATA DIRECTORY
 """
 
 from __future__ import annotations
@@ -12,31 +12,17 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from engine.changes import CreateBucket, DeleteKey, Door, Origin, PutVersion
+from engine.store import Store, open_store
 from objfs.mount.mount import run_mount
 
 
-@asynccontextmanager
-async def opened(kind: str, data: Path) -> AsyncIterator[Any]:
-    if kind == "memory":
-        from memory_store import MemoryStore
-
-        yield MemoryStore(data)
-        return
-    from engine.store import open_store
-
-    async with open_store(data) as store:
-        yield store
-
-
-async def other_door(store: Any, request: list[Any]) -> Any:
+async def other_door(store: Store, request: list[Any]) -> Any:
     """What an S3 client would do."""
     origin = Origin(request_id=f"other-{trio.current_time()}", door=Door.S3)
     match request:
@@ -58,15 +44,13 @@ async def other_door(store: Any, request: list[Any]) -> Any:
             content = await store.read_range(version.manifest, 0, version.size)
             return [hashlib.sha256(content).hexdigest(), version.size, version.etag]
         case ["free", content_bytes]:
-            store.free = content_bytes
-        case ["changes"]:
-            return [type(change).__name__ for change in store.index.commits]
+            store.space = lambda: (1 << 40, content_bytes)  # type: ignore[method-assign]
         case _:
             raise AssertionError(request)
     return True
 
 
-async def serve(kind: str, data: Path, directory: str) -> None:
+async def serve(data: Path, directory: str) -> None:
     stop = trio.Event()
 
     async def watch_signals(*, task_status: trio.TaskStatus[None]) -> None:
@@ -82,7 +66,7 @@ async def serve(kind: str, data: Path, directory: str) -> None:
             for line in lines:
                 print(json.dumps(await other_door(store, json.loads(line))), flush=True)
 
-    async with opened(kind, data) as store, trio.open_nursery() as nursery:
+    async with open_store(data) as store, trio.open_nursery() as nursery:
         await nursery.start(watch_signals)
         nursery.start_soon(take_commands)
         await run_mount(store, directory, ready=lambda: print('"ready"', flush=True), stop=stop)
@@ -92,4 +76,4 @@ async def serve(kind: str, data: Path, directory: str) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    trio.run(serve, sys.argv[1], Path(sys.argv[2]), sys.argv[3])
+    trio.run(serve, Path(sys.argv[1]), sys.argv[2])

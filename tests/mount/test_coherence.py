@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import MountProcess
 
+pytestmark = pytest.mark.parametrize("mount", ["alone", "joined"], indirect=True)
+
 
 @pytest.fixture
 def bucket(mount: MountProcess) -> Path:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import MountProcess
+from conftest import MountProcess, start_mount
 
 from objfs.mount.state import SPACE_SECONDS
 
@@ -246,10 +246,6 @@ def test_fsync_and_statfs(mount: MountProcess, bucket: Path) -> None:
 
 
 def test_a_clean_end_publishes_open_files(mount: MountProcess, bucket: Path) -> None:
-    if mount.kind == "memory":
-        pytest.skip("a store in memory ends with its process")
-    from conftest import start_mount
-
     file = open(bucket / "open", "wb", buffering=0)  # noqa: SIM115 - must outlive the mount
     file.write(b"not closed")
     assert mount.stop() == 0
@@ -264,15 +260,10 @@ def test_a_clean_end_publishes_open_files(mount: MountProcess, bucket: Path) -> 
 
 
 def test_a_dead_mount_is_cleared(mount: MountProcess, bucket: Path) -> None:
-    from conftest import make_store, start_mount
-
     mount.kill()
     with pytest.raises(OSError) as refused:
         os.listdir(mount.top)
     assert refused.value.errno == errno.ENOTCONN
-    if mount.kind == "memory":
-        mount.data.rename(mount.data.parent / "old")
-        make_store(mount.kind, mount.data)
     again = start_mount(mount.kind, mount.data, mount.top)
     try:
         assert os.path.ismount(mount.top)
@@ -282,8 +273,6 @@ def test_a_dead_mount_is_cleared(mount: MountProcess, bucket: Path) -> None:
 
 
 def test_a_full_store_says_so_at_write_time(mount: MountProcess, bucket: Path) -> None:
-    if mount.kind != "memory":
-        pytest.skip("the real nodes have room")
     mount.other("free", 1000)
     time.sleep(2 * SPACE_SECONDS)
     with open(bucket / "file", "wb", buffering=0) as file, pytest.raises(OSError) as refused:

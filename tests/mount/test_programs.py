@@ -11,6 +11,8 @@ import threading
 import pytest
 from conftest import MountProcess
 
+pytestmark = pytest.mark.parametrize("mount", ["alone", "joined"], indirect=True)
+
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_git(mount: MountProcess) -> None:
