@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import secrets
+import urllib.request
 from typing import Any
 
 import pytest
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 
 from tests.s3.conftest import Server, error_of
@@ -126,8 +131,6 @@ def test_a_subresource_never_falls_through_to_the_plain_operation(server: Server
 
 
 def test_health_and_metrics_need_no_signature(server: Server) -> None:
-    import urllib.request
-
     with urllib.request.urlopen(f"{server.url}/_objfs/health") as answer:
         assert answer.status == 200 and b'"ok"' in answer.read()
     with urllib.request.urlopen(f"{server.url}/_objfs/metrics") as answer:
@@ -136,16 +139,7 @@ def test_health_and_metrics_need_no_signature(server: Server) -> None:
 
 def test_virtual_host_style_names_the_bucket_in_the_host(server: Server, s3: Any, bucket: str) -> None:
     s3.put_object(Bucket=bucket, Key="a b/ü", Body=b"hosted")
-    client = server.client(s3={"addressing_style": "virtual"})
-    url = client.generate_presigned_url("get_object", {"Bucket": bucket, "Key": "a b/ü"})
-    assert url.startswith("http://127.0.0.1"), "an address has no subdomains"
-    import http.client
-
-    path = f"/a%20b/%C3%BC"
-    from botocore.auth import S3SigV4Auth
-    from botocore.awsrequest import AWSRequest
-    from botocore.credentials import Credentials
-
+    path = "/a%20b/%C3%BC"
     host = f"{bucket}.localhost:{server.port}"
     request = AWSRequest("GET", f"http://{host}{path}")
     S3SigV4Auth(Credentials(server.access_key, server.secret_key), "s3", "us-east-1").add_auth(request)
