@@ -150,11 +150,13 @@ def _exchange(state: State, here: Place, there: Place) -> CommitResult:
     for key, other in ((here[1], there[1]), (there[1], here[1])):
         if same and key.endswith("/") and other.startswith(key):
             raise InvalidName(f"{other} lies below {key}")
-    for place, other in ((here, there), (there, here)):
+    for place, target in ((here, there), (there, here)):
         if place[1].endswith("/"):
-            _check_lengths(state, place, other[1].removesuffix("/") + "/")
-    state.touch(*here)
-    state.touch(*there)
+            _check_lengths(state, place, target[1].removesuffix("/") + "/")
+    for bucket, key in (here, there):
+        state.touch(bucket, key)
+        if here[1].endswith("/") != there[1].endswith("/"):  # the name changes its kind
+            state.touch(bucket, key.removesuffix("/") if key.endswith("/") else key + "/")
     if _moves_whole((here, there)):
         _move_whole(state, here, (_ASIDE, here[1]))
         _move_whole(state, there, here)

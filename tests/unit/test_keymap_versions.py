@@ -66,9 +66,9 @@ def test_versions_are_what_a_list_per_key_says(steps: list[tuple[str, str, int]]
         ]
         for key, stack in model.items():
             assert world.text(key) == (stack[0][1] if stack else None)
-            for version_id, content in stack:
+            for version_id, held in stack:
                 found = world.reader.version("bucket", key, version_id)
-                assert found is not None and found.etag == ("" if content is None else f"etag-{content.decode()}")
+                assert found is not None and found.etag == ("" if held is None else f"etag-{held.decode()}")
         assert world.listed() == [key for key in "ab" if model[key] and model[key][0][1] is not None]
 
 
