@@ -328,4 +328,3 @@ class Record(Struct, frozen=True, array_like=True):
     epoch: int
     origin: Origin
     change: Change
-

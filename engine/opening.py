@@ -12,7 +12,7 @@ import fcntl
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +111,9 @@ def init_store(
     data.mkdir(parents=True, exist_ok=True)
     for place in places:
         Path(place.path).mkdir(parents=True, exist_ok=True)
-        write_node_descriptor(Path(place.path), NodeDescriptor(store_id=store_id, node_id=place.node_id, k=k, m=m))
+        write_node_descriptor(
+            Path(place.path), NodeDescriptor(store_id=store_id, node_id=place.node_id, k=k, m=m, domain=place.domain)
+        )
     create_store_key(data)
     write_root_keys(data, RootKeys(root_access_key or new_access_key(), root_secret_key or new_secret_key()))
     write_store_descriptor(data, descriptor)  # last: from here on DATA is a store
@@ -131,19 +133,33 @@ async def open_parts(data: Path, *, join: bool = True) -> AsyncIterator[Parts]:
     its owner does not answer, or with `join` unset), WritesStopped."""
     data = data.absolute()
     descriptor = read_store_descriptor(data)
-    with _owner_lock(data) as owned:
-        if owned:
-            async with _own(data, descriptor) as parts:
-                yield parts
-            return
-    if not join:
-        raise StoreInUse(f"{data} is open in another process; stop it first")
-    async with _join(data, descriptor) as parts:
-        yield parts
+    try:
+        with _owner_lock(data) as owned:
+            if owned:
+                async with _own(data, descriptor) as parts:
+                    yield parts
+                return
+        if not join:
+            raise StoreInUse(f"{data} is open in another process; stop it first")
+        async with _join(data, descriptor) as parts:
+            yield parts
+    except BaseExceptionGroup as group:
+        error = _only_error(group)
+        if error is None:
+            raise
+        raise error from None
+
+
+def _only_error(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """The one error of a group the task groups of an open store wrapped it in."""
+    if len(group.exceptions) > 1:
+        return None
+    (error,) = group.exceptions
+    return _only_error(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 @contextmanager
-def _owner_lock(data: Path):  # type: ignore[no-untyped-def]
+def _owner_lock(data: Path) -> Iterator[bool]:
     descriptor = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:

@@ -51,6 +51,7 @@ def _take_place(parts: Parts, place: NodeEntry, target: str) -> NodeEntry:
             node_id=place.node_id,
             k=descriptor.k,
             m=descriptor.m,
+            domain=place.domain,
             generation=replaced.generation,
         ),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.changes import CreateBucket, Origin, PutVersion
+from engine.errors import NoSuchBucket
 from engine.store import Store, init_store, open_store
 from engine.types import Content, Manifest, Version
 
@@ -122,3 +123,9 @@ async def test_rewrite_equals_the_same_edits_on_bytes(data: Path) -> None:
             assert version is not None
             manifest = version.manifest
             assert await get(store, manifest) == expected, f"seed {seed} round {round_number}"
+
+
+async def test_an_error_leaves_an_open_store_as_itself(data: Path) -> None:
+    with pytest.raises(NoSuchBucket):
+        async with open_store(data) as store:
+            store.keymap.bucket("nowhere")
