@@ -194,7 +194,8 @@ class Index(Protocol):
     WritesStopped, IndexUnavailable. A commit whose request_id was answered already
     returns that answer."""
 
-    keymap: KeymapReader
+    @property
+    def keymap(self) -> KeymapReader: ...
 
     async def commit(self, change: Change, origin: Origin, *, durable: bool = True) -> CommitResult:
         """Decide, order, apply. Returns once applied and, if `durable`, synced on m+1

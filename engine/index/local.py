@@ -193,7 +193,8 @@ class LocalIndex:
 
     def _choose_replicas(self, count: int, excluded: set[str]) -> list[str]:
         """Up to `count` node ids that can be written, in separate domains where possible."""
-        places = [place for place in self.keymap.nodes() if place.node_id in self._healthy()]
+        healthy = self._healthy()
+        places = [place for place in self.keymap.nodes() if place.node_id in healthy]
         known = [place.node_id for place in places if place.node_id not in excluded]
         if not places:  # a store being made: nothing is registered yet
             known = [node_id for node_id in sorted(self._nodes) if node_id not in excluded]

@@ -19,7 +19,7 @@ from engine.journal.reading import FileKey
 from engine.journal.records import RawRecord, decode_payload, riding_locations, with_frames
 from engine.journal.recovery import JournalScan, heal_file
 from engine.keymap.apply import decide, remember
-from engine.keymap.chunks import move_riding, place_chunks
+from engine.keymap.chunks import place_chunks
 from engine.keymap.schema import KeymapDamaged, get_state, open_writer, set_state
 
 TRANSACTION_RECORDS = 1000

@@ -43,7 +43,7 @@ def states(store: Store) -> dict[str, str]:
 
 async def until(holds: Callable[[], bool]) -> None:
     with anyio.fail_after(20):
-        while not holds():
+        while not holds():  # noqa: ASYNC110 - node states are looked at, nobody announces them
             await anyio.sleep(0.05)
 
 
