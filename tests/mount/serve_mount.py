@@ -17,8 +17,9 @@ from typing import Any
 
 import trio
 
-from engine.changes import CreateBucket, DeleteKey, Door, Origin, PutVersion
+from engine.changes import CreateBucket, DeleteKey, Door, Origin, PutVersion, SetBucketVersioning
 from engine.store import Store, open_store
+from engine.types import Versioning
 from objfs.mount.mount import run_mount
 
 
@@ -43,6 +44,11 @@ async def other_door(store: Store, request: list[Any]) -> Any:
                 return None
             content = await store.read_range(version.manifest, 0, version.size)
             return [hashlib.sha256(content).hexdigest(), version.size, version.etag]
+        case ["versioning", bucket]:
+            await store.commit(SetBucketVersioning(bucket, Versioning.ENABLED), origin)
+        case ["versions", bucket, key]:
+            page = store.keymap.list_versions(bucket, key)
+            return [[version.size, version.delete_marker] for version in page.versions if version.key == key]
         case ["free", content_bytes]:
             store.space = lambda: (1 << 40, content_bytes)  # type: ignore[method-assign]
         case _:

@@ -245,6 +245,52 @@ def test_fsync_and_statfs(mount: MountProcess, bucket: Path) -> None:
     assert answer.f_blocks >= answer.f_bfree > 0
 
 
+def test_a_versioned_bucket_gains_one_version_per_open(mount: MountProcess, bucket: Path) -> None:
+    mount.other("versioning", "bucket")
+    with open(bucket / "key", "wb", buffering=0) as file:
+        for size in (10, 20, 30):
+            file.write(b"x" * 10)
+            os.fsync(file.fileno())
+            assert mount.other("versions", "bucket", "key") == [[size, False]]
+    (bucket / "key").write_bytes(b"second")
+    assert mount.other("versions", "bucket", "key") == [[6, False], [30, False]]
+    os.rename(bucket / "key", bucket / "moved")
+    assert mount.other("versions", "bucket", "key") == [[0, True], [6, False], [30, False]]
+    assert (bucket / "moved").read_bytes() == b"second"
+    os.unlink(bucket / "moved")
+    assert os.listdir(bucket) == []
+
+
+def test_everything_is_as_before_after_a_remount(mount: MountProcess, bucket: Path) -> None:
+    (bucket / "d").mkdir(mode=0o700)
+    (bucket / "d" / "file").write_bytes(b"content")
+    os.link(bucket / "d" / "file", bucket / "second")
+    os.symlink("target", bucket / "link")
+    os.setxattr(bucket / "second", "user.x", b"y")
+    os.chown(bucket / "second", 7, 8)
+    os.utime(bucket / "second", ns=(1, 2))
+    os.chmod(bucket, 0o750)
+    paths = [bucket, *sorted(bucket.rglob("*"))]
+
+    def seen() -> list[tuple[int, ...]]:
+        stats = [os.lstat(path) for path in paths]
+        return [(s.st_ino, s.st_mode, s.st_nlink, s.st_uid, s.st_gid, s.st_size, s.st_mtime_ns) for s in stats]
+
+    before = seen()
+    assert mount.stop() == 0
+    again = start_mount(mount.kind, mount.data, mount.top)
+    try:
+        after = seen()
+        # A directory's time of change by its entries is kept by the mount alone.
+        changed = [path.name for path, a, b in zip(paths, before, after, strict=True) if a != b and not path.is_dir()]
+        assert changed == []
+        assert os.getxattr(bucket / "d" / "file", "user.x") == b"y"
+        assert os.readlink(bucket / "link") == "target"
+        assert again.stop() == 0
+    finally:
+        again.close()
+
+
 def test_a_clean_end_publishes_open_files(mount: MountProcess, bucket: Path) -> None:
     file = open(bucket / "open", "wb", buffering=0)  # noqa: SIM115 - must outlive the mount
     file.write(b"not closed")
