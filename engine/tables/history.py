@@ -80,6 +80,8 @@ class History:
     def load_files(self, file_ids: Iterable[int]) -> None:
         """Load every name of these files."""
         missing = sorted({file_id for file_id in file_ids if file_id > 0 and file_id not in self._names})
+        if not missing:
+            return
         for file_id in missing:
             self._names[file_id] = set()
         select = "SELECT DISTINCT bucket, key, file_id FROM journal_events e SEMI JOIN incoming USING (file_id)"
@@ -124,6 +126,7 @@ class History:
         """Visible keys with the prefix, in order."""
         select = "SELECT DISTINCT bucket, key FROM journal_events WHERE bucket = ? AND starts_with(key, ?)"
         self.load(self._database.rows(select, (bucket, prefix)))
+        self.load_current_files()  # in one query, ahead of the puts that would ask one by one
         keys = [key for held, key in self._versions if held == bucket and key.startswith(prefix)]
         return sorted(key for key in keys if self.current(bucket, key) is not None)
 
