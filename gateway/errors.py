@@ -237,7 +237,9 @@ def from_store_error(
         headers["Retry-After"] = "1"
     elif code == "InternalError" and isinstance(error, store_errors.Unreadable):
         message = "We encountered an internal error: the object's data cannot be read now. Please try again."
-    return S3Error(code, message, headers=headers, **extra)
+    answer = S3Error(code, message, headers=headers)
+    answer.extra.update(extra)
+    return answer
 
 
 def error_body(error: S3Error, *, resource: str, request_id: str, host_id: str) -> bytes:

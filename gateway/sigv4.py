@@ -229,8 +229,11 @@ def _check_expiry(text: str, moment: datetime, now: datetime) -> None:
     expires = moment + timedelta(seconds=seconds)
     if now > expires:
         shown = "%Y-%m-%dT%H:%M:%SZ"
-        extra = {"X-Amz-Expires": text, "Expires": expires.strftime(shown)}
-        raise S3Error("AccessDenied", "Request has expired", **extra, ServerTime=now.astimezone(UTC).strftime(shown))
+        error = S3Error("AccessDenied", "Request has expired")
+        error.extra["X-Amz-Expires"] = text
+        error.extra["Expires"] = expires.strftime(shown)
+        error.extra["ServerTime"] = now.astimezone(UTC).strftime(shown)
+        raise error
 
 
 def _parse_credential(text: str, error: Callable[[str], S3Error]) -> tuple[str, str, str]:
@@ -434,12 +437,7 @@ def _malformed(detail: str) -> S3Error:
 
 
 def _bad_query(detail: str) -> S3Error:
-    return S3Error(
-        "AuthorizationQueryParametersError",
-        f"Error parsing the X-Amz-Credential parameter; {detail}"
-        if "redential" in detail or "incorrect" in detail
-        else detail,
-    )
+    return S3Error("AuthorizationQueryParametersError", detail)
 
 
 def _unsupported_mechanism() -> S3Error:

@@ -13,6 +13,7 @@ import binascii
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from urllib.parse import quote
 from xml.parsers import expat
 
@@ -209,7 +210,7 @@ def parse_complete_upload(body: bytes) -> list[CompletedPart]:
             raise invalid_argument(
                 f"PartNumber must be >= 1 and <= {limits.PART_NUMBER_MAX}", "partNumber", str(part.number)
             )
-    if any(later.number <= earlier.number for earlier, later in zip(parts, parts[1:], strict=False)):
+    if any(later.number <= earlier.number for earlier, later in pairwise(parts)):
         raise S3Error("InvalidPartOrder")
     return parts
 
