@@ -160,10 +160,13 @@ class Gateway:
                 logger.error("request %s: %s: %s", request.request_id, type(error).__name__, error)
         else:
             failure = error
-        outcome.code = failure.code
         if request.identity is not None and failure.status < 500:
             # "It is not there" is an answer about the store too: it must not be taken back.
-            await self._store.index.wait_durable(self._store.keymap.applied_lsn())
+            try:
+                await self._store.index.wait_durable(self._store.keymap.applied_lsn())
+            except StoreError as unavailable:
+                failure = from_store_error(unavailable)
+        outcome.code = failure.code
         headers = dict(failure.headers)
         if failure.status == 304:
             return Response(304, headers)
