@@ -9,12 +9,13 @@ page cache. One DirtyRanges belongs to one open file, whose lock orders its writ
 from __future__ import annotations
 
 import bisect
-import mmap
 import os
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import overload
 
-PIECE_BYTES_MAX = 4 * 1024 * 1024  # what a rewrite holds in memory at once
+PIECE_BYTES_MAX = 2 * 1024 * 1024  # what a rewrite holds in memory at once
 
 
 class DirtyRanges:
@@ -73,18 +74,15 @@ class DirtyRanges:
             index += 1
         return pieces
 
-    def pieces(self, size: int) -> list[tuple[int, memoryview]]:
-        """Every dirty byte below `size`, as views of at most PIECE_BYTES_MAX, ascending.
-        Valid until the next write() or clear()."""
-        if not self._starts:
-            return []
-        assert self._fd is not None, "ranges have a file behind them"
-        mapped = memoryview(mmap.mmap(self._fd, self._ends[-1], prot=mmap.PROT_READ))
-        pieces: list[tuple[int, memoryview]] = []
-        for start, end in zip(self._starts, self._ends, strict=True):
-            for low in range(start, min(end, size), PIECE_BYTES_MAX):
-                pieces.append((low, mapped[low : min(low + PIECE_BYTES_MAX, end, size)]))
-        return pieces
+    def pieces(self, size: int) -> Sequence[tuple[int, bytes]]:
+        """Every dirty byte below `size`, ascending, in pieces of at most PIECE_BYTES_MAX
+        that are read when they are asked for. Valid until the next write() or clear()."""
+        bounds = [
+            (low, min(low + PIECE_BYTES_MAX, end, size))
+            for start, end in zip(self._starts, self._ends, strict=True)
+            for low in range(start, min(end, size), PIECE_BYTES_MAX)
+        ]
+        return _Pieces(bounds, self._pread)
 
     def clear(self) -> None:
         self._starts.clear()
@@ -108,6 +106,27 @@ class DirtyRanges:
             end = max(end, self._ends[high - 1])
         self._starts[low:high] = [start]
         self._ends[low:high] = [end]
+
+
+class _Pieces(Sequence[tuple[int, bytes]]):
+    """Pieces read one at a time, so that a rewrite of any size stays flat in memory."""
+
+    def __init__(self, bounds: list[tuple[int, int]], read: Callable[[int, int], bytes]) -> None:
+        self._bounds = bounds
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, bytes]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[tuple[int, bytes]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[int, bytes] | Sequence[tuple[int, bytes]]:
+        if isinstance(index, slice):
+            return _Pieces(self._bounds[index], self._read)
+        start, end = self._bounds[index]
+        return start, self._read(start, end - start)
 
 
 def _unlinked_file(directory: Path | None) -> int:

@@ -27,10 +27,10 @@ from objfs.mount.operations import Operations
 if TYPE_CHECKING:
     from engine.store import Store
 
-MAX_BACKGROUND = 64  # the kernel's 12 starves read-ahead
+MAX_BACKGROUND = 32  # the kernel's 12 starves read-ahead
 MNT_DETACH = 2
-TASKS_MAX = 64
-END_SECONDS = 2.0  # a session whose mount is gone ends at once
+TASKS_MAX = 32  # requests worked on at once; each holds a buffer of 1 MiB
+END_SECONDS = 0.5  # a session whose mount is gone ends at once; a busy one is ended
 
 logger = logging.getLogger("objfs.mount")
 _libc = ctypes.CDLL(None, use_errno=True)
