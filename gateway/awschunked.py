@@ -161,7 +161,7 @@ class AwsChunkedDecoder:
 
     def _check_signature(self, string_to_sign: str, provided: str) -> None:
         signature = hmac.new(self._identity.signing_key, string_to_sign.encode(), hashlib.sha256).hexdigest()
-        if not hmac.compare_digest(signature, provided):
+        if not hmac.compare_digest(signature.encode(), provided.encode()):
             raise S3Error(
                 "SignatureDoesNotMatch",
                 AWSAccessKeyId=self._identity.credential.access_key,
