@@ -163,7 +163,8 @@ class IndexClient:
             logger.info("the index process went away; reconnecting")
         finally:
             self._stream = None
-            self._connected = anyio.Event()
+            if self._connected.is_set():  # else callers wait on it still: it must not be swapped under them
+                self._connected = anyio.Event()
             calls, self._calls = self._calls, {}
             for call in calls.values():
                 call.done.set()

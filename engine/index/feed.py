@@ -24,6 +24,7 @@ class Subscriber:
         self.next_lsn = next_lsn
         self.confirmed_lsn = next_lsn - 1
         self.dropped = False
+        self.resumes_at: int | None = None  # told it was dropped; counts again once it confirmed that
 
 
 class FeedHub:
@@ -66,6 +67,8 @@ class FeedHub:
 
                 async def confirm(lsn: int = batch.last_lsn) -> None:
                     subscriber.confirmed_lsn = max(subscriber.confirmed_lsn, lsn)
+                    if subscriber.resumes_at is not None and lsn >= subscriber.resumes_at:
+                        subscriber.resumes_at = None
                     self._confirmed.set()
                     self._confirmed = anyio.Event()
 
@@ -78,7 +81,7 @@ class FeedHub:
     def _next(self, subscriber: Subscriber) -> FeedBatch | None:
         if subscriber.dropped or subscriber.next_lsn < self.first_lsn:
             subscriber.dropped = False
-            subscriber.confirmed_lsn = self.last_lsn
+            subscriber.confirmed_lsn = subscriber.resumes_at = self.last_lsn
             return FeedBatch(subscriber.next_lsn, self.last_lsn, [], [], dropped=True)
         if subscriber.next_lsn > self.last_lsn:
             return None
@@ -105,6 +108,7 @@ class FeedHub:
             for subscriber in self._subscribers
             if subscriber.confirms
             and not subscriber.dropped
+            and subscriber.resumes_at is None
             and subscriber.subscriber_id != except_id
             and subscriber.confirmed_lsn < lsn
         ]
