@@ -131,6 +131,9 @@ class Gateway:
 
     async def _operate(self, request: Request, outcome: _Outcome) -> Response:
         request.parse(self._domains)
+        if request.method == "POST" and request.headers.get("content-type", "").startswith("multipart/form-data"):
+            # A form signs itself in its fields; what cannot be read cannot be authenticated.
+            raise S3Error("NotImplemented", "PostObject (browser uploads by form) is not implemented.")
         await self._store.freshen()
         request.identity = authenticate(request.parts, self._users.lookup, datetime.now(UTC))
         operation = route(

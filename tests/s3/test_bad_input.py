@@ -9,6 +9,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -185,3 +186,25 @@ def test_errors_carry_request_ids(server: Server, bucket: str) -> None:
 def test_head_errors_have_no_body(server: Server, bucket: str) -> None:
     status, _, body = server.send("HEAD", f"/{bucket}/absent")
     assert (status, body) == (404, b"")
+
+
+def test_a_form_upload_is_refused_by_name(server: Server, empty: str) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    connection.request("POST", f"/{empty}", body=b"--x--", headers={"Content-Type": "multipart/form-data; boundary=x"})
+    answer = connection.getresponse()
+    assert (answer.status, _code(answer.read())) == (501, "NotImplemented")
+    connection.close()
+
+
+def test_a_bucket_being_deleted_has_the_write_or_is_gone(server: Server, s3: Any) -> None:
+    """Of a PUT racing DeleteBucket one is refused; never is an object left without a bucket."""
+    for _ in range(10):
+        name = f"race-{secrets.token_hex(6)}"
+        s3.create_bucket(Bucket=name)
+        with ThreadPoolExecutor(2) as threads:
+            put = threads.submit(server.send, "PUT", f"/{name}/k", {}, b"x")
+            delete = threads.submit(server.send, "DELETE", f"/{name}")
+            outcome = (put.result()[0], delete.result()[0])
+        assert outcome in ((200, 409), (404, 204))
+        if outcome == (200, 409):
+            assert s3.get_object(Bucket=name, Key="k")["Body"].read() == b"x"
