@@ -140,10 +140,9 @@ def parse_http_date(text: str) -> int | None:
     """Nanoseconds since the epoch of an HTTP date in any of RFC 9110's three forms; None
     when it is not a date (RFC 9110: ignore the header then)."""
     try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
+        return _nanoseconds(parsedate_to_datetime(text))
+    except (ValueError, OverflowError):
         return None
-    return _nanoseconds(moment)
 
 
 def parse_timestamp(text: str) -> int | None:
@@ -153,7 +152,7 @@ def parse_timestamp(text: str) -> int | None:
         return parsed
     try:
         return _nanoseconds(datetime.fromisoformat(text))
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

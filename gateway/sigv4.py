@@ -35,6 +35,7 @@ EXPIRES_SECONDS_MAX = 604_800  # S3 API: presigned URLs live seven days at most
 Lookup = Callable[[str], Credential | None]
 
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 _FOLD = re.compile(rb"[ \t]+")
 _TIMESTAMP = "%Y%m%dT%H%M%SZ"
 _QUERY_NAMES = (
@@ -239,7 +240,7 @@ def _check_expiry(text: str, moment: datetime, now: datetime) -> None:
 def _parse_credential(text: str, error: Callable[[str], S3Error]) -> tuple[str, str, str]:
     """(access key, date, region) of access-key/date/region/s3/aws4_request."""
     pieces = text.rsplit("/", 4)
-    if len(pieces) != 5 or not pieces[0] or not pieces[2]:
+    if len(pieces) != 5 or not pieces[0] or not pieces[2] or not (text.isascii() and text.isprintable()):
         raise error(
             f'the Credential is mal-formed; expecting "<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request", got "{text}".'
         )
@@ -260,13 +261,12 @@ def _request_time(headers: dict[str, bytes]) -> tuple[str, datetime]:
     if moment is None and "x-amz-date" not in headers and text:
         try:
             moment = parsedate_to_datetime(text)
-        except ValueError:
+            moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        except (ValueError, OverflowError):
             moment = None
-        if moment is not None and moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
     if moment is None:
         raise S3Error("AccessDenied", "AWS authentication requires a valid Date or x-amz-date header")
-    return moment.astimezone(UTC).strftime(_TIMESTAMP), moment
+    return moment.strftime(_TIMESTAMP), moment
 
 
 def _parse_timestamp(text: str) -> datetime | None:
@@ -296,6 +296,9 @@ def _check_payload(text: str) -> str:
 def _check_signed_headers(signed: list[str], headers: dict[str, bytes]) -> None:
     """Host and every x-amz-* header sent must be under the signature: otherwise a thief
     of a URL or a proxy could add, say, x-amz-copy-source."""
+    for name in signed:
+        if not _HEADER_NAME.fullmatch(name):
+            raise S3Error("AccessDenied", "The list of signed headers is not valid", SignedHeader=name)
     named = set(signed)
     missing = [name for name in headers if (name == "host" or name.startswith("x-amz-")) and name not in named]
     if "host" not in named and "host" not in missing:

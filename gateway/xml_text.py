@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 
+NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 XML_DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>\n'
 
 # XML 1.0 cannot carry most control characters; S3 writes them as character references

@@ -190,3 +190,32 @@ def test_documented_presigned_url() -> None:
     )
     request = RequestParts("GET", b"/test.txt", query, [(b"Host", b"examplebucket.s3.amazonaws.com")])
     assert authenticate(request, lookup, DOCUMENTED).payload == sigv4.UNSIGNED
+
+
+ODD = st.text(alphabet="aZ0/;=, %+\xfc\u212a\x00\r-:", max_size=12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from(list(sigv4._QUERY_NAMES)), ODD), ODD, ODD, ODD, st.binary(max_size=20))
+def test_nonsense_is_refused_and_never_crashes(
+    query: dict[str, str], region: str, names: str, date: str, raw: bytes
+) -> None:
+    from urllib.parse import urlencode
+
+    moment = now()
+    stamp = moment.strftime("%Y%m%dT%H%M%SZ")
+    scope = f"{ACCESS_KEY}/{stamp[:8]}/{region}/s3/aws4_request"
+    good = {
+        "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+        "X-Amz-Credential": scope,
+        "X-Amz-Date": stamp,
+        "X-Amz-Expires": "60",
+        "X-Amz-SignedHeaders": f"host;{names}",
+        "X-Amz-Signature": names,
+    }
+    host = (b"host", b"h")
+    authorization = f"AWS4-HMAC-SHA256 Credential={scope},SignedHeaders=host;{names},Signature={names or 'x'}".encode()
+    dated = [host, (b"authorization", authorization), (b"date", date.encode()), (b"x-amz-content-sha256", raw)]
+    stamped = [host, (b"authorization", authorization), (b"x-amz-date", stamp.encode()), (b"x-amz-content-sha256", raw)]
+    for headers, pairs in ((dated, {}), (stamped, {}), ([host], {**good, **query}), ([host], good)):
+        refused(RequestParts("GET", b"/" + raw, urlencode(pairs).encode() + b"&" + raw, headers), moment)
