@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -39,6 +40,7 @@ LIBRARY_BYTES_MIN = 1024**2  # compiled libraries from this size on are synced t
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up after either
     mounted = can_mount()
     if not mounted:
         say("no /dev/fuse to use here: serving the other doors; the steps through the mount cannot hold")
