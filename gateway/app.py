@@ -124,6 +124,8 @@ class Gateway:
         response.headers["x-amz-id-2"] = request.host_id
         if not request.body_received and request.method in ("PUT", "POST"):
             response.close = not await _drain(request)
+        elif _continue_not_sent(request):
+            response.close = True
         outcome.status = response.status
         outcome.bytes_sent = await send_response(
             response, head=request.method == "HEAD", receive=request.receive, send=send
@@ -178,6 +180,15 @@ class Gateway:
         if request.method == "HEAD":
             return Response(failure.status, headers, length=0)
         return Response(failure.status, headers, body)
+
+
+def _continue_not_sent(request: Request) -> bool:
+    """Whether a client waits for `100 Continue` on a body of no bytes. granian sends none
+    then, and botocore (1.43) misreads the connection's next answer after a final answer
+    without one, unless the connection is closed in between."""
+    return request.headers.get("expect", "").lower() == "100-continue" and (
+        request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
+    )
 
 
 async def _drain(request: Request) -> bool:

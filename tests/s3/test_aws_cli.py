@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,15 @@ def test_sync_there_and_back_keeps_every_file(server: Server, bucket: str, tmp_p
     assert "moved" in _aws(server, "s3", "ls", f"s3://{bucket}/")
     _aws(server, "s3", "rm", "--recursive", f"s3://{bucket}/")
     assert _aws(server, "s3", "ls", f"s3://{bucket}/") == ""
+
+
+def test_empty_files_among_others_do_not_stall_a_sync(server: Server, bucket: str, tmp_path: Path) -> None:
+    """Each connection carries uploads of no bytes and of some, in turn: the client waits
+    for `100 Continue` on both."""
+    for number in range(60):
+        (tmp_path / f"{number:02}").write_bytes(b"" if number % 3 == 0 else b"content")
+    started = time.monotonic()
+    _aws(server, "s3", "sync", str(tmp_path), f"s3://{bucket}/")
+    # A misread answer costs the client the keep-alive timeout, over and over; none takes seconds.
+    assert time.monotonic() - started < 25
+    assert len(_aws(server, "s3", "ls", f"s3://{bucket}/").splitlines()) == 60
