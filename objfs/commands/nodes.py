@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any, cast
 
 from objfs.commands.common import on_store
 
@@ -12,7 +13,7 @@ def list_nodes(arguments: argparse.Namespace) -> int:
     from objfs.render import columns, node_rows
 
     report = on_store(arguments.data, lambda store: store.status())
-    nodes = report["nodes"]
+    nodes = cast(list[dict[str, Any]], report["nodes"])
     print(json.dumps(nodes, indent=2, default=str) if arguments.json else columns(node_rows(nodes)))
     return 0
 
