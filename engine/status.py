@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio.to_thread
 
 from engine.opening import Parts
 from engine.types import NodeEntry, NodeState
 
 
-async def collect_status(parts: Parts) -> dict[str, object]:
+async def collect_status(parts: Parts) -> dict[str, Any]:
     """A dict of JSON values; see README for the fields."""
     await parts.index.freshen()
     keymap = parts.index.keymap

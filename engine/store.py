@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from engine import limits
 from engine.changes import Change, CommitResult, Origin
@@ -146,7 +146,7 @@ class Store:
         """Run one read-only SQL statement on the tables. Raises QueryFailed."""
         return await query_tables(self._parts, self.expand, statement)
 
-    async def status(self) -> dict[str, object]:
+    async def status(self) -> dict[str, Any]:
         """What `objfs status --json` prints."""
         return await collect_status(self._parts)
 
