@@ -15,6 +15,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import anyio
@@ -44,6 +45,15 @@ JOIN_SECONDS = 10.0
 IDLE_SEAL_SECONDS = 30.0
 
 logger = logging.getLogger("objfs.store")
+
+
+class Opening(Enum):
+    """How a process wants the store. A server's workers only ever JOIN: one that starts
+    just as the index process dies must not take its place."""
+
+    OWN = "own"
+    JOIN = "join"
+    EITHER = "either"
 
 
 @dataclass
@@ -128,18 +138,19 @@ def init_store(
 
 
 @asynccontextmanager
-async def open_parts(data: Path, *, join: bool = True) -> AsyncIterator[Parts]:
+async def open_parts(data: Path, opening: Opening = Opening.EITHER) -> AsyncIterator[Parts]:
     """Own the store, or join its owner. Raises NotAStore, UnknownFormat, StoreInUse (when
-    its owner does not answer, or with `join` unset), WritesStopped."""
+    its owner does not answer, or with Opening.OWN), WritesStopped."""
     data = data.absolute()
     descriptor = read_store_descriptor(data)
     try:
-        with _owner_lock(data) as owned:
-            if owned:
-                async with _own(data, descriptor) as parts:
-                    yield parts
-                return
-        if not join:
+        if opening is not Opening.JOIN:
+            with _owner_lock(data) as owned:
+                if owned:
+                    async with _own(data, descriptor) as parts:
+                        yield parts
+                    return
+        if opening is Opening.OWN:
             raise StoreInUse(f"{data} is open in another process; stop it first")
         async with _join(data, descriptor) as parts:
             yield parts

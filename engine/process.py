@@ -15,13 +15,13 @@ from pathlib import Path
 import anyio
 
 from engine.errors import StoreError
-from engine.opening import open_parts
+from engine.opening import Opening, open_parts
 
 
 async def run_index(data: Path) -> None:
-    async with open_parts(data, join=False):
-        print("ready", flush=True)
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_parts(data, Opening.OWN):
+            print("ready", flush=True)
             async for _ in signals:
                 return
 

@@ -20,7 +20,7 @@ from engine.errors import NodeFull
 from engine.fsck import check_store
 from engine.interfaces import Buffer, Index, KeymapReader
 from engine.manifests import cut, merge
-from engine.opening import Parts, init_store, open_parts
+from engine.opening import Opening, Parts, init_store, open_parts
 from engine.read_path import ContentReader
 from engine.replacing import replace_node
 from engine.secrets import Users
@@ -32,7 +32,7 @@ from engine.write_path import ChunkSink, StreamWriter, cut_into, grow
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["ContentWriter", "Store", "init_store", "open_store"]
+__all__ = ["ContentWriter", "Opening", "Store", "init_store", "open_store"]
 
 
 class ContentWriter(Protocol):
@@ -160,8 +160,8 @@ class Store:
 
 
 @asynccontextmanager
-async def open_store(data: str | Path) -> AsyncIterator[Store]:
+async def open_store(data: str | Path, opening: Opening = Opening.EITHER) -> AsyncIterator[Store]:
     """`async with open_store(DATA) as store`: as a client when a server has it open, else
     itself (takes DATA/lock). Errors: NotAStore, UnknownFormat, StoreInUse, WritesStopped."""
-    async with open_parts(Path(data)) as parts:
+    async with open_parts(Path(data), opening) as parts:
         yield Store(parts)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.errors import StoreError
-from engine.store import open_store
+from engine.store import Opening, open_store
 from gateway.app import Gateway
 from gateway.request import Receive, Scope, Send
 from gateway.serve import describe, serve_granian
@@ -48,7 +48,7 @@ class Application:
         await receive()
         up = False
         try:
-            async with open_store(self._data) as store:
+            async with open_store(self._data, Opening.JOIN) as store:
                 self._gateway = Gateway(store, users=store.users, host_style_domains=self._domains)
                 up = True
                 await send({"type": "lifespan.startup.complete"})

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import trio
 
-from engine.opening import open_parts
+from engine.opening import Opening, open_parts
 from engine.store import Store
 from engine.tables.client import TABLES_NAME
 from engine.tables.server import serve_tables
@@ -37,7 +37,7 @@ def serve_in_one_process(data: Path, address: Address, mount: Path | None, on_re
 
 async def _serve(data: Path, address: Address, mount: Path | None, on_ready: Callable[[], None]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with open_parts(data, join=False) as parts, trio.open_nursery() as tables:
+        async with open_parts(data, Opening.OWN) as parts, trio.open_nursery() as tables:
             store = Store(parts)
             database = data / "index" / TABLES_NAME
             service = TablesService(parts.index, store.expand, database, store_id=parts.descriptor.store_id)

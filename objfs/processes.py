@@ -29,7 +29,7 @@ def announce_ready() -> None:
 
 
 async def run_tables(data: Path) -> None:
-    from engine.opening import open_parts
+    from engine.opening import Opening, open_parts
     from engine.store import Store
     from engine.tables.client import TABLES_NAME
     from engine.tables.server import serve_tables
@@ -37,7 +37,7 @@ async def run_tables(data: Path) -> None:
 
     index = data / "index"
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with open_parts(data) as parts:
+        async with open_parts(data, Opening.JOIN) as parts:
             store_id = parts.descriptor.store_id
             service = TablesService(parts.index, Store(parts).expand, index / TABLES_NAME, store_id=store_id)
             async with anyio.create_task_group() as tasks:

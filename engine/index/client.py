@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from engine.index.wire import (
     Hello,
     Reply,
     SubscribeCall,
+    UnsubscribeCall,
     encode,
     raise_error,
     server_decoder,
@@ -54,6 +55,9 @@ logger = logging.getLogger("objfs.index")
 
 class ConnectionLost(StoreError):
     """The index went away while a call was in flight."""
+
+
+_LOST = (ConnectionLost, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 
 class _Call:
@@ -109,18 +113,27 @@ class IndexClient:
         self, *, subscriber_id: str, confirms: bool, from_lsn: int | None = None
     ) -> AsyncIterator[tuple[FeedBatch, Confirm]]:
         while True:
-            await self._wait_connected(RETRY_SECONDS)
-            number, batches = await self._open_feed(subscriber_id, confirms, from_lsn)
+            try:
+                await self._wait_connected(RETRY_SECONDS)
+                number, batches = await self._open_feed(subscriber_id, confirms, from_lsn)
+            except _LOST:
+                await anyio.sleep(RECONNECT_SECONDS)
+                continue
 
             async def confirm(number: int = number) -> None:
                 if confirms and number in self._feeds:
-                    await self._send(ConfirmCall(number))
+                    # With the connection the subscription ended: nobody waits for it any more.
+                    with suppress(*_LOST):
+                        await self._send(ConfirmCall(number))
 
-            async for batch in batches:
-                yield batch, confirm
-                if from_lsn is not None:
-                    from_lsn = batch.last_lsn + 1
-            # The connection ended: what happened meanwhile is unknown to a follower of now.
+            try:
+                async for batch in batches:
+                    yield batch, confirm
+                    if from_lsn is not None:
+                        from_lsn = batch.last_lsn + 1
+            finally:
+                await self._unsubscribe(number)
+            # The feed was cut: what happened meanwhile is unknown to a follower of now.
             if from_lsn is None:
                 yield FeedBatch(0, 0, [], [], dropped=True), _nothing
 
@@ -176,7 +189,12 @@ class IndexClient:
         if isinstance(message, FeedPush):
             feed = self._feeds.get(message.subscription)
             if feed is not None:
-                await feed.send(message.batch)
+                try:
+                    feed.send_nowait(message.batch)
+                except anyio.WouldBlock:
+                    # Waiting here would hold up every answer: the follower starts afresh.
+                    feed.close()
+                    await self._unsubscribe(message.subscription)
             return
         call = self._calls.pop(message.call, None)
         if call is not None:
@@ -195,7 +213,7 @@ class IndexClient:
             try:
                 await self._send(make(number))
                 await call.done.wait()
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError, ConnectionLost):
+            except _LOST:
                 await anyio.sleep(RECONNECT_SECONDS)
             finally:
                 self._calls.pop(number, None)
@@ -216,6 +234,11 @@ class IndexClient:
             # A half-sent message would spoil the stream for every other call.
             with anyio.CancelScope(shield=True):
                 await self._stream.send(encode(message))
+
+    async def _unsubscribe(self, number: int) -> None:
+        if self._feeds.pop(number, None) is not None:
+            with anyio.CancelScope(shield=True), suppress(*_LOST):
+                await self._send(UnsubscribeCall(number))
 
     async def _open_feed(
         self, subscriber_id: str, confirms: bool, from_lsn: int | None

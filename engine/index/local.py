@@ -44,13 +44,14 @@ logger = logging.getLogger("objfs.index")
 
 
 class _Waiting:
-    __slots__ = ("change", "error", "lsn", "origin", "ready", "result")
+    __slots__ = ("change", "error", "lsn", "origin", "ready", "result", "touches")
 
     def __init__(self, change: Change, origin: Origin) -> None:
         self.change = change
         self.origin = origin
         self.ready = anyio.Event()
         self.lsn = 0
+        self.touches = False  # whether any door may have something of it cached
         self.result: CommitResult | None = None
         self.error: StoreError | None = None
 
@@ -105,7 +106,7 @@ class LocalIndex:
         assert waiting.result is not None, "a commit without error has a result"
         if durable:
             await self.wait_durable(waiting.lsn)
-        if self._feed.must_confirm():
+        if waiting.touches and self._feed.must_confirm():
             await self._feed.wait_confirmed(waiting.lsn, origin.mount_id)
         return waiting.result
 
@@ -292,6 +293,7 @@ class LocalIndex:
         raws.append(encode_record(lsn, time_ns, origin, waiting.change))
         records.append(Record(lsn, time_ns, 0, origin, without_frames(waiting.change)))
         touched += decision.touched
+        waiting.touches = bool(decision.touched)
         waiting.result, waiting.lsn = decision.result, lsn
 
     async def _append(self, raws: list[RawRecord]) -> dict[bytes, JournalLocation]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 
 import anyio
@@ -27,6 +28,7 @@ from engine.index.wire import (
     Reply,
     ServerMessage,
     SubscribeCall,
+    UnsubscribeCall,
     client_decoder,
     encode,
     error_reply,
@@ -71,6 +73,7 @@ class _Connection:
         self._sending = anyio.Lock()
         self._slots = anyio.CapacityLimiter(CALLS_MAX)
         self._confirms: dict[int, list[Confirm]] = {}
+        self._following: dict[int, anyio.CancelScope] = {}
 
     async def run(self) -> None:
         reader = FrameReader(self._stream)
@@ -99,6 +102,10 @@ class _Connection:
                     await waiting.pop(0)()
             case SubscribeCall():
                 tasks.start_soon(self._feed, message)
+            case UnsubscribeCall():
+                following = self._following.get(message.subscription)
+                if following is not None:
+                    following.cancel()
             case CommitCall() | DurableCall() | AskCall():
                 await self._slots.acquire_on_behalf_of(message.call)
                 tasks.start_soon(self._answer, message)
@@ -129,13 +136,16 @@ class _Connection:
 
     async def _feed(self, message: SubscribeCall) -> None:
         confirms = self._confirms.setdefault(message.call, [])
-        batches = self._index.subscribe(
-            subscriber_id=message.subscriber_id, confirms=message.confirms, from_lsn=message.from_lsn
-        )
-        async for batch, confirm in batches:
-            if message.confirms:
-                confirms.append(confirm)
-            await self._send(FeedPush(message.call, batch))
+        with anyio.CancelScope() as self._following[message.call]:
+            batches = self._index.subscribe(
+                subscriber_id=message.subscriber_id, confirms=message.confirms, from_lsn=message.from_lsn
+            )
+            async with aclosing(batches):  # type: ignore[type-var]  # an async generator
+                async for batch, confirm in batches:
+                    if message.confirms:
+                        confirms.append(confirm)
+                    await self._send(FeedPush(message.call, batch))
+        del self._following[message.call], self._confirms[message.call]
 
     async def _send(self, message: ServerMessage) -> None:
         async with self._sending:

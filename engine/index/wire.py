@@ -56,6 +56,12 @@ class ConfirmCall(Struct, frozen=True, array_like=True, tag="confirm"):
     subscription: int
 
 
+class UnsubscribeCall(Struct, frozen=True, array_like=True, tag="unsubscribe"):
+    """Ends a subscription; has no reply."""
+
+    subscription: int
+
+
 class AskCall(Struct, frozen=True, array_like=True, tag="ask"):
     """A question without arguments: `recount` or `journal_under_redundancy`."""
 
@@ -63,7 +69,7 @@ class AskCall(Struct, frozen=True, array_like=True, tag="ask"):
     question: str
 
 
-ClientMessage = Hello | CommitCall | DurableCall | SubscribeCall | ConfirmCall | AskCall
+ClientMessage = Hello | CommitCall | DurableCall | SubscribeCall | ConfirmCall | UnsubscribeCall | AskCall
 
 
 class Reply(Struct, frozen=True, array_like=True, tag="reply"):
