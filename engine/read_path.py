@@ -21,7 +21,7 @@ from engine.manifests import cut, decode_manifest
 from engine.types import ChunkEntry, Entry, HoleEntry, InlineEntry, JournalLocation, Manifest, SliceEntry, TreeEntry
 
 WINDOW_BYTES = 2 * 1024 * 1024
-CACHE_BYTES_MAX = 64 * 1024 * 1024
+CACHE_BYTES_MAX = 32 * 1024 * 1024
 ON_LOOP_BYTES = 64 * 1024
 _ZEROS = memoryview(bytes(1024 * 1024))
 
