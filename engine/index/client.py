@@ -228,12 +228,14 @@ class IndexClient:
         raise IndexUnavailable("the index process does not answer; is objfs serve running?")
 
     async def _send(self, message: ClientMessage) -> None:
-        if self._stream is None:
-            raise ConnectionLost("the index process went away")
+        stream = self._stream
         async with self._sending:
+            # While we waited for our turn the connection may have ended, and its calls with it.
+            if stream is None or stream is not self._stream:
+                raise ConnectionLost("the index process went away")
             # A half-sent message would spoil the stream for every other call.
             with anyio.CancelScope(shield=True):
-                await self._stream.send(encode(message))
+                await stream.send(encode(message))
 
     async def _unsubscribe(self, number: int) -> None:
         if self._feeds.pop(number, None) is not None:

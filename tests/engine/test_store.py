@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from engine.changes import CreateBucket, Origin, PutVersion
-from engine.errors import NoSuchBucket
-from engine.store import Store, init_store, open_store
-from engine.types import Content, Manifest, Version
+from engine.errors import NoSuchBucket, SecretUnsealable, StoreInUse, UnknownFormat
+from engine.store import Opening, Store, init_store, open_store
+from engine.types import Access, Content, Manifest, Version
 
 ORIGIN = Origin(requester="test")
 pytestmark = pytest.mark.anyio
@@ -129,3 +129,61 @@ async def test_an_error_leaves_an_open_store_as_itself(data: Path) -> None:
     with pytest.raises(NoSuchBucket):
         async with open_store(data) as store:
             store.keymap.bucket("nowhere")
+
+
+async def test_a_store_of_an_unknown_format_is_refused_and_left_as_it_is(data: Path) -> None:
+    path = data / "store.json"
+    newer = path.read_text().replace('"format": 1', '"format": 99')
+    path.write_text(newer)
+    with pytest.raises(UnknownFormat, match=r"store\.json has format 99"):
+        async with open_store(data):
+            pass
+    assert path.read_text() == newer
+
+
+async def test_a_damaged_keymap_is_set_aside_and_built_again(data: Path) -> None:
+    async with open_store(data) as store:
+        await store.commit(CreateBucket("bucket"), ORIGIN)
+        await put(store, "key", b"content")
+    keymap = data / "index" / "keymap.sqlite"
+    keymap.write_bytes(b"no database" * 1000)
+    async with open_store(data) as store:
+        head = store.keymap.head("bucket", "key")
+        assert head is not None and await get(store, head.manifest) == b"content"
+        assert await store.fsck() == []
+
+
+async def test_two_processes_cannot_own_one_store_and_the_second_joins(data: Path) -> None:
+    async with open_store(data) as first:
+        await first.commit(CreateBucket("bucket"), ORIGIN)
+        with pytest.raises(StoreInUse, match="open in another process"):
+            async with open_store(data, Opening.OWN):
+                pass
+        content = random.Random(4).randbytes(200_000)
+        async with open_store(data) as second:
+            await put(second, "joined", content)
+        head = first.keymap.head("bucket", "joined")
+        assert head is not None and await get(first, head.manifest) == content
+    assert (await _segments(data)) == ["sealed"]
+
+
+async def _segments(data: Path) -> list[str]:
+    async with open_store(data) as store:
+        return [str(segment.state) for segment in store.keymap.segments()]
+
+
+async def test_users_are_kept_sealed_and_come_back_without_the_index(data: Path) -> None:
+    async with open_store(data) as store:
+        made = await store.users.add("ann", access=Access.READ)
+        assert store.users.lookup(made.access_key) == made
+    secret = made.secret_key.encode()
+    assert not [path for path in data.rglob("*") if path.is_file() and secret in path.read_bytes()]
+    for path in (data / "index").iterdir():
+        path.unlink()
+    async with open_store(data) as store:
+        assert store.users.lookup(made.access_key) == made
+    (data / "store.key").unlink()
+    async with open_store(data) as store:
+        with pytest.raises(SecretUnsealable, match=r"store\.key is missing"):
+            store.users.lookup(made.access_key)
+        assert store.users.lookup(store.users.root.access_key) is not None
