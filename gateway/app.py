@@ -20,7 +20,6 @@ from msgspec import Struct
 from engine.errors import StoreError
 from engine.secrets import Credential
 from engine.types import Access
-from gateway import service
 from gateway.body import ClientGone
 from gateway.errors import S3Error, error_body, from_store_error
 from gateway.metrics import Metrics
@@ -29,6 +28,7 @@ from gateway.operations.table import HANDLERS
 from gateway.request import Receive, Request, Scope, Send
 from gateway.responses import XML_TYPE, Response, send_response
 from gateway.routing import route
+from gateway.service import PREFIX, service_app
 from gateway.sigv4 import authenticate
 
 if TYPE_CHECKING:
@@ -74,20 +74,21 @@ class Gateway:
         self._log = log
         self._context = Context(store)
         self._metrics = Metrics()
+        self._service = service_app(store, self._metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         elif scope["type"] == "http":
-            await self._serve(Request(scope, receive), send)
+            request = Request(scope, receive)
+            if request.raw_path.startswith(PREFIX):
+                await self._service(scope, receive, send)
+            else:
+                await self._serve(request, send)
         else:
             raise ValueError(f"this door speaks HTTP, not {scope['type']}")
 
     async def _serve(self, request: Request, send: Send) -> None:
-        if request.raw_path.startswith(service.PREFIX):
-            response = await service.answer(self._store, self._metrics, request)
-            await send_response(response, head=request.method == "HEAD", receive=request.receive, send=send)
-            return
         started = time.monotonic()
         outcome = _Outcome()
         try:

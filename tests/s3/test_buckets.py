@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import secrets
+import urllib.error
 import urllib.request
 from typing import Any
 
@@ -148,3 +149,13 @@ def test_virtual_host_style_names_the_bucket_in_the_host(server: Server, s3: Any
     answer = connection.getresponse()
     assert (answer.status, answer.read()) == (200, b"hosted")
     connection.close()
+
+
+def test_service_endpoints_refuse_what_they_do_not_have(server: Server) -> None:
+    for method, path, status in (("GET", "nothing", 404), ("POST", "health", 405), ("DELETE", "metrics", 405)):
+        request = urllib.request.Request(f"{server.url}/_objfs/{path}", method=method)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request)
+        assert (refused.value.code, refused.value.headers["content-type"]) == (status, "application/json")
+    with urllib.request.urlopen(urllib.request.Request(f"{server.url}/_objfs/health", method="HEAD")) as answer:
+        assert (answer.status, answer.read()) == (200, b"")
