@@ -16,7 +16,6 @@ TAGS_BUCKET_MAX = 50  # S3 API
 TAG_KEY_CHARACTERS_MAX = 128  # S3 API
 TAG_VALUE_CHARACTERS_MAX = 256  # S3 API
 NAME_BYTES_MAX = 255  # POSIX NAME_MAX
-XATTR_BYTES_MAX = 65536  # Linux xattr(7)
 
 CHUNK_BYTES_MIN = 64 * 1024  # design.md: FastCDC 64/256/1024 KiB
 CHUNK_BYTES_AVERAGE = 256 * 1024
@@ -28,7 +27,6 @@ INLINE_BYTES_MAX = 64 * 1024  # content up to this rides in its commit record
 MANIFEST_ENTRIES_MAX = 1024  # more become a tree; a node of 1,024 entries is ~45 KiB
 JOURNAL_FILE_BYTES_MAX = 64 * 1024**2
 JOURNAL_BATCH_RECORDS_MAX = 256
-JOURNAL_BATCH_BYTES_MAX = 8 * 1024**2
 COMMIT_BYTES_MAX = 16 * 1024**2  # one message on the index socket
 COMMIT_QUEUE_MAX = 1024
 FEED_RECORDS_MAX = 10_000  # a subscriber further behind drops its caches

@@ -58,15 +58,13 @@ class Opening(Enum):
 
 @dataclass
 class Parts:
-    """What a Store is made of. `owner` is None in a process that joined another's store."""
+    """What a Store is made of, the same in the owner and in a process that joined it."""
 
     data: Path
     descriptor: StoreDescriptor
     nodes: NodeSet
     index: Index
     plane: SegmentPlane
-    owner: LocalIndex | None
-    maintenance: Maintenance | None
 
     async def journal_under_redundancy(self) -> int:
         return await self.index.journal_under_redundancy()
@@ -196,7 +194,7 @@ async def _own(data: Path, descriptor: StoreDescriptor) -> AsyncIterator[Parts]:
             maintenance = Maintenance(index, nodes)
             await maintenance.seal_orphans()
             plane = _open_plane(index, nodes, owner=_owner_name())
-            parts = Parts(data, descriptor, nodes, index, plane, index, maintenance)
+            parts = Parts(data, descriptor, nodes, index, plane)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(maintenance.run)
                 tasks.start_soon(_seal_when_idle, plane)
@@ -228,7 +226,7 @@ async def _join(data: Path, descriptor: StoreDescriptor) -> AsyncIterator[Parts]
         ) as index:
             plane = _open_plane(index, nodes, owner)
             index.on_reconnect = plane.seal  # the new index has sealed our open segment by now
-            parts = Parts(data, descriptor, nodes, index, plane, None, None)
+            parts = Parts(data, descriptor, nodes, index, plane)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_follow_nodes, index, nodes)
                 tasks.start_soon(_seal_when_idle, plane)

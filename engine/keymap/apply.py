@@ -48,14 +48,12 @@ from engine.changes import (
 from engine.errors import AlreadyExists, DirectoryNotEmpty, NoSuchKey, NoSuchVersion, PreconditionFailed
 from engine.keymap import apply_service, apply_tree, apply_uploads, chunks
 from engine.keymap.answers import idempotent, remember
-from engine.keymap.chunks import move_riding as move_chunks
-from engine.keymap.chunks import place_chunks
 from engine.keymap.counting import recount
 from engine.keymap.rows import check_key
 from engine.keymap.state import State
 from engine.types import Attributes, Bucket, Version, Versioning
 
-__all__ = ["Decision", "decide", "idempotent", "move_chunks", "place_chunks", "recount", "remember"]
+__all__ = ["Decision", "decide", "idempotent", "recount", "remember"]
 
 
 class Decision(Struct, frozen=True):

@@ -38,7 +38,8 @@ from engine.errors import (
     WritesStopped,
 )
 from engine.keymap import answers
-from engine.keymap.apply import idempotent, move_chunks, place_chunks, recount, remember
+from engine.keymap.apply import idempotent, recount, remember
+from engine.keymap.chunks import move_riding, place_chunks
 from engine.keymap.reader import SqliteKeymap
 from engine.keymap.schema import KeymapDamaged, get_state, open_writer, set_state
 from engine.types import (
@@ -149,10 +150,10 @@ def test_riding_chunks_are_placed_moved_and_may_go_to_a_segment() -> None:
     place_chunks(world.db, {b"x" * 32: first})
     place_chunks(world.db, {b"x" * 32: second})
     assert world.reader.locations([b"x" * 32]) == {b"x" * 32: first}
-    move_chunks(world.db, {b"x" * 32: second})
+    move_riding(world.db, {b"x" * 32: second})
     assert world.reader.locations([b"x" * 32]) == {b"x" * 32: second}
     world.do(MoveChunks([NewChunk(b"x" * 32, 80, place(1, 0))]))
-    move_chunks(world.db, {b"x" * 32: first})
+    move_riding(world.db, {b"x" * 32: first})
     assert world.reader.locations([b"x" * 32]) == {b"x" * 32: place(1, 0)}
     world.do(MoveChunks([NewChunk(b"x" * 32, 80, place(1, 300))], before=[place(1, 100)]))
     assert world.reader.locations([b"x" * 32]) == {b"x" * 32: place(1, 0)}
