@@ -16,11 +16,11 @@ from engine.types import (
     Attributes,
     Checksum,
     Content,
+    Location,
     NewChunk,
     NodeState,
     ObjectPart,
     Part,
-    SegmentLocation,
     User,
     Version,
     Versioning,
@@ -255,11 +255,64 @@ class FragmentsRepaired(Struct, frozen=True, omit_defaults=True, tag="fragments_
 
     segment_id: int
     node_ids: list[str]
+    fragments_lost: list[int] = []  # what is still not whole
+
+
+class FragmentsDamaged(Struct, frozen=True, omit_defaults=True, tag="fragments_damaged"):
+    """Fragments of a segment were found missing or rotten; repair is next."""
+
+    segment_id: int
+    indexes: list[int]
+    reason: str = ""
+
+
+class SegmentsScrubbed(Struct, frozen=True, omit_defaults=True, tag="segments_scrubbed"):
+    """Every byte of these segments was read and checked at `time_ns`; what was found
+    damaged is told by FragmentsDamaged."""
+
+    segment_ids: list[int]
+    time_ns: int
 
 
 class MoveChunks(Struct, frozen=True, omit_defaults=True, tag="move_chunks"):
+    """Frames were copied: each chunk lies at its new location from now on, if it still
+    lay at the place in `before` of the same position (none given: wherever it lay)."""
+
     moves: list[NewChunk]
-    before: list[SegmentLocation] = []
+    before: list[Location] = []
+
+
+class Condemn(Struct, frozen=True, omit_defaults=True, tag="condemn"):
+    """Nothing new is matched in these containers from now on. A container is a segment
+    (its id) or a journal file (minus its first LSN). Pins taken before this record's LSN
+    may still be used to name chunks in them. CollectionStopped for an open segment."""
+
+    containers: list[int]
+
+
+class Spare(Struct, frozen=True, omit_defaults=True, tag="spare"):
+    """Takes Condemn back."""
+
+    containers: list[int]
+
+
+class DeleteSegments(Struct, frozen=True, omit_defaults=True, tag="delete_segments"):
+    """Drop condemned segments and the `dead_chunks` chunks that still lie in them, which
+    nothing names. Their files are deleted once this is durable. CollectionStopped if a
+    segment is not condemned or holds another number of chunks: nothing is changed then."""
+
+    segment_ids: list[int]
+    dead_chunks: int
+
+
+class DropJournal(Struct, frozen=True, omit_defaults=True, tag="drop_journal"):
+    """Journal files that begin before `before_lsn` are needed no more: an index snapshot
+    at `snapshot_lsn` stands on m+1 nodes. Drops the `dead_chunks` chunks that still lie in
+    them. CollectionStopped as in DeleteSegments."""
+
+    before_lsn: int
+    snapshot_lsn: int
+    dead_chunks: int = 0
 
 
 class SetNode(Struct, frozen=True, omit_defaults=True, tag="set_node"):
@@ -270,6 +323,12 @@ class SetNode(Struct, frozen=True, omit_defaults=True, tag="set_node"):
     domain: str = ""
     state: NodeState = NodeState.HEALTHY
     generation: int = 1
+
+
+class RemoveNode(Struct, frozen=True, omit_defaults=True, tag="remove_node"):
+    """Forget a node. StoreError while a segment still names it."""
+
+    node_id: str
 
 
 Change = (
@@ -292,8 +351,15 @@ Change = (
     | OpenSegment
     | SealSegment
     | FragmentsRepaired
+    | FragmentsDamaged
+    | SegmentsScrubbed
     | MoveChunks
+    | Condemn
+    | Spare
+    | DeleteSegments
+    | DropJournal
     | SetNode
+    | RemoveNode
 )
 
 

@@ -117,6 +117,10 @@ class JournalCorrupt(StoreError):
     pass
 
 
+class CollectionStopped(StoreError):
+    """What was to be deleted is not what was found dead: nothing was deleted."""
+
+
 class SecretUnsealable(StoreError):
     """DATA/store.key is missing or another store's."""
 

@@ -20,6 +20,7 @@ from engine.types import (
     Bucket,
     JournalLocation,
     Location,
+    Manifest,
     NodeEntry,
     Part,
     Segment,
@@ -119,6 +120,18 @@ class Child(Struct, frozen=True):
     version: Version | None
 
 
+class StoredChunk(Struct, frozen=True):
+    """A chunk the keymap knows. `stored` is its frame's length; `bucket_id` the bucket
+    whose write brought it."""
+
+    scope: int
+    chunk_id: bytes
+    length: int
+    stored: int
+    location: Location
+    bucket_id: int
+
+
 class KeymapReader(Protocol):
     """Point reads and scans over the derived maps. Each call sees one snapshot."""
 
@@ -154,6 +167,21 @@ class KeymapReader(Protocol):
     ) -> list[Upload]: ...
     def parts(self, upload_id: str, after: int = 0, limit: int = 10_000) -> list[Part]: ...
     def locations(self, chunk_ids: Iterable[bytes], scope: int = 0) -> dict[bytes, Location]: ...  # unknown: left out
+    def matchable(self, chunk_ids: Iterable[bytes], scope: int = 0) -> set[bytes]:
+        """Which of the chunks a new manifest may name without bringing them: known, and
+        not in a condemned container. Only under a pin taken before (engine.pins)."""
+        ...
+
+    def chunks_in(self, container: int) -> list[StoredChunk]: ...  # see engine.changes.Condemn
+    def containers(self) -> dict[int, int]: ...  # container → bytes of the frames in it that chunks lie at
+    def condemned(self) -> dict[int, int]: ...  # container → LSN of the record that condemned it
+    def manifests(self, after_lsn: int = 0) -> Iterator[Manifest]:
+        """Of every version, delete markers apart, and every part published after the LSN.
+        In a snapshot() only: it takes its time."""
+        ...
+
+    def journal_first_lsn(self) -> int: ...  # the oldest LSN the journal still holds
+    def was_deleted(self, segment_id: int) -> bool: ...  # a segment that was there and was deleted
     def users(self) -> list[User]: ...
     def user_by_access_key(self, access_key: str) -> User | None: ...
     def nodes(self) -> list[NodeEntry]: ...
@@ -219,5 +247,8 @@ class Index(Protocol):
 
     async def read_frame(self, location: JournalLocation) -> bytes: ...  # verified, from any good replica
     async def journal_under_redundancy(self) -> int: ...  # records whole on fewer than m+1 healthy nodes
+    async def request_seal(self) -> None: ...  # every writer of the store seals its open segment soon
+    def seal_request(self) -> int: ...  # grows with every request_seal()
+    def condemned_lsn(self) -> int: ...  # of the newest Condemn that is applied; for engine.pins
     async def recount(self) -> list[str]: ...  # counters that disagree with a recount, in words
     async def aclose(self) -> None: ...

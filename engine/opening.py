@@ -37,12 +37,14 @@ from engine.nodes.descriptor import (
     write_store_descriptor,
 )
 from engine.nodeset import NodeSet
+from engine.pins import Pins
 from engine.secrets import RootKeys, create_store_key, new_access_key, new_secret_key, write_root_keys
 from engine.segments.plane import SegmentPlane
 from engine.types import NodeEntry, NodeState
 
 JOIN_SECONDS = 10.0
 IDLE_SEAL_SECONDS = 30.0
+SEAL_POLL_SECONDS = 0.25
 
 logger = logging.getLogger("objfs.store")
 
@@ -65,6 +67,7 @@ class Parts:
     nodes: NodeSet
     index: Index
     plane: SegmentPlane
+    pins: Pins
 
     async def journal_under_redundancy(self) -> int:
         return await self.index.journal_under_redundancy()
@@ -194,16 +197,18 @@ async def _own(data: Path, descriptor: StoreDescriptor) -> AsyncIterator[Parts]:
             maintenance = Maintenance(index, nodes)
             await maintenance.seal_orphans()
             plane = _open_plane(index, nodes, owner=_owner_name())
-            parts = Parts(data, descriptor, nodes, index, plane)
+            pins = Pins(data / "index", index.condemned_lsn)
+            parts = Parts(data, descriptor, nodes, index, plane, pins)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(maintenance.run)
-                tasks.start_soon(_seal_when_idle, plane)
+                tasks.start_soon(_seal_when_asked, plane, index)
                 tasks.start_soon(_serve_index, index, data, maintenance)
                 try:
                     yield parts
                 finally:
                     with anyio.CancelScope(shield=True):
                         await plane.aclose()
+                    pins.close()
                     tasks.cancel_scope.cancel()
     finally:
         nodes.close()
@@ -226,15 +231,17 @@ async def _join(data: Path, descriptor: StoreDescriptor) -> AsyncIterator[Parts]
         ) as index:
             plane = _open_plane(index, nodes, owner)
             index.on_reconnect = plane.seal  # the new index has sealed our open segment by now
-            parts = Parts(data, descriptor, nodes, index, plane)
+            pins = Pins(data / "index", index.condemned_lsn)
+            parts = Parts(data, descriptor, nodes, index, plane, pins)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_follow_nodes, index, nodes)
-                tasks.start_soon(_seal_when_idle, plane)
+                tasks.start_soon(_seal_when_asked, plane, index)
                 try:
                     yield parts
                 finally:
                     with anyio.CancelScope(shield=True):
                         await plane.aclose()
+                    pins.close()
                     tasks.cancel_scope.cancel()
     except IndexUnavailable as error:
         raise StoreInUse(f"{data} is open in another process that does not answer ({error})") from error
@@ -288,13 +295,16 @@ def _open_plane(index: Index, nodes: NodeSet, owner: str) -> SegmentPlane:
     )
 
 
-async def _seal_when_idle(plane: SegmentPlane) -> None:
+async def _seal_when_asked(plane: SegmentPlane, index: Index) -> None:
     """An open segment nobody appends to is sealed, so that it can be repaired and read
-    without its owner."""
+    without its owner; and every one when collection asks for it."""
+    answered = index.seal_request()
     while True:
-        await anyio.sleep(IDLE_SEAL_SECONDS / 4)
-        if plane.idle_seconds() > IDLE_SEAL_SECONDS:
+        await anyio.sleep(SEAL_POLL_SECONDS)
+        asked = index.seal_request()
+        if asked != answered or plane.idle_seconds() > IDLE_SEAL_SECONDS:
             await plane.seal()
+            answered = asked
 
 
 def _owner_name() -> str:

@@ -53,6 +53,7 @@ class Store:
         self.keymap: KeymapReader = parts.index.keymap
         self.users = Users(parts.data, parts.index)
         self.data = parts.data
+        self.pins = parts.pins
         self._parts = parts
         self._reader = ContentReader(parts.plane, parts.index)
 
@@ -69,14 +70,16 @@ class Store:
     # -- content in ------------------------------------------------------------
 
     def open_writer(self) -> ContentWriter:
-        return StreamWriter(self._parts.plane, self.keymap)
+        """Like rewrite(), concatenate() and slice(): only while holding a pin (`pins`) from
+        before the first look at the keymap until the commit has returned."""
+        return StreamWriter(self._parts.plane, self.keymap, self.pins)
 
     async def rewrite(self, base: Manifest, size: int, dirty: Sequence[tuple[int, Buffer]]) -> Content:
         """The content `base` cut or zero-extended to `size`, with `dirty` (offset, bytes;
         ascending, not overlapping, within size) laid over it. Only dirty ranges and small
         neighbours are stored again; clean parts are slices of base; never-written ranges
         are holes. Raises NodeFull, WritesStopped, Unreadable."""
-        sink = ChunkSink(self._parts.plane, self.keymap)
+        sink = ChunkSink(self._parts.plane, self.keymap, self.pins)
         entries: list[Entry] = []
         position = 0
         for offset, data in dirty:
@@ -92,14 +95,14 @@ class Store:
 
     async def concatenate(self, manifests: Sequence[Manifest]) -> Content:
         """One manifest over several (multipart completion); large ones become a tree."""
-        sink = ChunkSink(self._parts.plane, self.keymap)
+        sink = ChunkSink(self._parts.plane, self.keymap, self.pins)
         manifest = await grow([entry for part in manifests for entry in part.entries], sink)
         return Content(manifest, await sink.finish())
 
     async def slice(self, manifest: Manifest, offset: int, length: int) -> Content:
         """The range as content of its own; no bytes move (UploadPartCopy)."""
         entries = await cut(manifest.entries, offset, offset + length, self._reader.load, keep_trees=True)
-        sink = ChunkSink(self._parts.plane, self.keymap)
+        sink = ChunkSink(self._parts.plane, self.keymap, self.pins)
         grown = await grow(entries, sink)
         return Content(grown, await sink.finish())
 

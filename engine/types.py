@@ -321,6 +321,8 @@ class Segment(Struct, frozen=True, omit_defaults=True):
     code: str = "isa_l_rs_cauchy"
     stripes: int = 0
     fragments_lost: list[int] = []  # fragment indexes known to be not whole
+    condemned_lsn: int = 0  # 0: not condemned, else the record that condemned it
+    scrubbed_ns: int = 0  # when every byte of it was last checked
 
 
 encode_msgpack = msgspec.msgpack.Encoder().encode

@@ -21,6 +21,7 @@ from engine.chunking import Chunker
 from engine.frames import encode_frame
 from engine.interfaces import Buffer, DataPlane, KeymapReader
 from engine.manifests import encode_manifest
+from engine.pins import Pins
 from engine.types import ChunkEntry, Content, Entry, Manifest, NewChunk, SegmentLocation, TreeEntry
 
 BLOCK_BYTES = 1024 * 1024  # worked on at once: one hop to a thread each
@@ -29,9 +30,11 @@ ON_LOOP_BYTES = 16 * 1024  # below this a thread hop costs more than the hash
 
 class ChunkSink:
     """Where the new chunks of one content go. `add` returns once they are written (or
-    kept, while all of them together may still ride in the record)."""
+    kept, while all of them together may still ride in the record). The caller holds a pin
+    (engine.pins) from before it makes the sink until its commit has returned."""
 
-    def __init__(self, plane: DataPlane, keymap: KeymapReader) -> None:
+    def __init__(self, plane: DataPlane, keymap: KeymapReader, pins: Pins) -> None:
+        assert pins.active, "content is written under a pin"
         self._plane = plane
         self._keymap = keymap
         self._riding: list[tuple[bytes, int, bytes]] = []
@@ -42,7 +45,7 @@ class ChunkSink:
     async def add(self, chunks: Sequence[tuple[bytes, Buffer]]) -> None:
         """Store each (chunk id, plaintext) that is new. Raises NodeFull, WritesStopped."""
         fresh = {chunk_id: plain for chunk_id, plain in chunks if chunk_id not in self._seen}
-        known = self._keymap.locations(fresh)
+        known = self._keymap.matchable(fresh)
         missing = [(chunk_id, plain) for chunk_id, plain in fresh.items() if chunk_id not in known]
         self._seen.update(fresh)
         if not missing:
@@ -77,9 +80,9 @@ class ChunkSink:
 class StreamWriter:
     """Streams one content in; see engine.store.ContentWriter."""
 
-    def __init__(self, plane: DataPlane, keymap: KeymapReader) -> None:
+    def __init__(self, plane: DataPlane, keymap: KeymapReader, pins: Pins) -> None:
         self.size = 0
-        self._sink = ChunkSink(plane, keymap)
+        self._sink = ChunkSink(plane, keymap, pins)
         self._chunker: Chunker | None = None
         self._entries: list[Entry] = []
         self._pending: list[Buffer] = []

@@ -92,7 +92,8 @@ class Gateway:
         started = time.monotonic()
         outcome = _Outcome()
         try:
-            await self._answer(request, send, outcome)
+            with self._store.pins.hold():  # until the last byte went out: see engine.pins
+                await self._answer(request, send, outcome)
         except ClientGone:
             outcome.code = "ClientGone"
         except BaseException as error:

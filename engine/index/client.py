@@ -103,6 +103,15 @@ class IndexClient:
         if self._page.durable_lsn() < lsn:
             await self._call(lambda call: DurableCall(call, lsn))
 
+    async def request_seal(self) -> None:
+        await self._call(lambda call: AskCall(call, "request_seal"))
+
+    def seal_request(self) -> int:
+        return self._page.seal_request()
+
+    def condemned_lsn(self) -> int:
+        return self._page.condemned_lsn()
+
     async def recount(self) -> list[str]:
         return (await self._call(lambda call: AskCall(call, "recount"))).lines
 

@@ -21,7 +21,7 @@ import anyio
 import anyio.to_thread
 
 from engine import limits
-from engine.changes import Change, CommitResult, Origin, Record, Touched
+from engine.changes import Change, CommitResult, Condemn, Origin, Record, SetNode, Touched
 from engine.errors import IndexUnavailable, StoreError, WritesStopped
 from engine.index.feed import FeedHub, without_duplicates
 from engine.index.page import PageWriter
@@ -92,6 +92,9 @@ class LocalIndex:
         self._send, self._receive = anyio.create_memory_object_stream[_Waiting](limits.COMMIT_QUEUE_MAX)
         page.set_applied(end_lsn)
         page.set_durable(end_lsn)
+        self._seal_request = 0
+        self._condemned_lsn = max(keymap.condemned().values(), default=0)
+        page.set_condemned(self._condemned_lsn)
 
     # -- Index -----------------------------------------------------------------
 
@@ -139,6 +142,16 @@ class LocalIndex:
     async def read_frame(self, location: JournalLocation) -> bytes:
         return await read_journal_frame(self._nodes, location)
 
+    async def request_seal(self) -> None:
+        self._seal_request += 1
+        self._page.request_seal()
+
+    def seal_request(self) -> int:
+        return self._seal_request
+
+    def condemned_lsn(self) -> int:
+        return self._condemned_lsn
+
     async def recount(self) -> list[str]:
         return recount(self._db)
 
@@ -146,6 +159,12 @@ class LocalIndex:
         self._ended = True
 
     # -- journal files ---------------------------------------------------------
+
+    def _forgive_healthy(self, records: list[Record]) -> None:
+        for record in records:
+            change = record.change
+            if isinstance(change, SetNode) and change.state is NodeState.HEALTHY:
+                self.forgive(change.node_id)
 
     @property
     def failed_replicas(self) -> set[str]:
@@ -265,12 +284,20 @@ class LocalIndex:
             set_state(self._db, self._log.epoch, raws[-1].lsn)
         self._db.execute("COMMIT")
         if raws:
+            self._note_condemned(records)
+            self._forgive_healthy(records)
             self._page.set_applied(raws[-1].lsn)
             stamped = [Record(r.lsn, r.time_ns, self._log.epoch, r.origin, r.change) for r in records]
             self._feed.publish(stamped, without_duplicates(touched))
             self._ordered.set()
         for waiting in batch:
             waiting.ready.set()
+
+    def _note_condemned(self, records: list[Record]) -> None:
+        newest = max((record.lsn for record in records if isinstance(record.change, Condemn)), default=0)
+        if newest:
+            self._condemned_lsn = newest
+            self._page.set_condemned(newest)
 
     def _decide(
         self,

@@ -1,7 +1,9 @@
 """The shared page: one small mapped file with the LSNs other processes read at no cost.
 
-Layout (little-endian u64): magic, applied_lsn, durable_lsn. One process writes, any
-number map it. Eight aligned bytes are stored at once, so a reader never sees half a number.
+Layout (little-endian u64): magic, applied_lsn, durable_lsn, condemned_lsn (of the newest
+record that condemned anything: what a pin says it may have read before), seal_request (a
+number that grows whenever every writer should seal its open segment). One process
+writes, any number map it. Eight aligned bytes are stored at once, so a reader never sees half a number.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from pathlib import Path
 
 _MAGIC = 0x3130_6567_6170_666F  # "ofpage01"
 _U64 = struct.Struct("<Q")
-_MAGIC_AT, _APPLIED_AT, _DURABLE_AT = 0, 8, 16
+_MAGIC_AT, _APPLIED_AT, _DURABLE_AT, _CONDEMNED_AT, _SEAL_AT = 0, 8, 16, 24, 32
 PAGE_BYTES = 4096
 
 
@@ -36,6 +38,14 @@ class PageWriter:
 
     def set_durable(self, lsn: int) -> None:
         _U64.pack_into(self._map, _DURABLE_AT, lsn)
+
+    def set_condemned(self, lsn: int) -> None:
+        """After the record is applied and before it is answered."""
+        _U64.pack_into(self._map, _CONDEMNED_AT, lsn)
+
+    def request_seal(self) -> None:
+        (value,) = _U64.unpack_from(self._map, _SEAL_AT)
+        _U64.pack_into(self._map, _SEAL_AT, value + 1)
 
     def close(self) -> None:
         self._map.close()
@@ -65,6 +75,12 @@ class PageReader:
 
     def durable_lsn(self) -> int:
         return self._read(_DURABLE_AT)
+
+    def condemned_lsn(self) -> int:
+        return self._read(_CONDEMNED_AT)
+
+    def seal_request(self) -> int:
+        return self._read(_SEAL_AT)
 
     def _read(self, offset: int) -> int:
         if self._map is None:

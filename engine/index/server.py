@@ -130,6 +130,9 @@ class _Connection:
             case AskCall():
                 if message.question == "recount":
                     return Reply(message.call, lines=await self._index.recount())
+                if message.question == "request_seal":
+                    await self._index.request_seal()
+                    return Reply(message.call)
                 if message.question == "journal_under_redundancy":
                     return Reply(message.call, count=await self._index.journal_under_redundancy())
                 raise StoreError(f"the index does not know the question {message.question!r}")

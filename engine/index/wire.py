@@ -63,7 +63,7 @@ class UnsubscribeCall(Struct, frozen=True, array_like=True, tag="unsubscribe"):
 
 
 class AskCall(Struct, frozen=True, array_like=True, tag="ask"):
-    """A question without arguments: `recount` or `journal_under_redundancy`."""
+    """A question without arguments: `recount`, `journal_under_redundancy`, `request_seal`."""
 
     call: int
     question: str

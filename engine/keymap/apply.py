@@ -21,13 +21,17 @@ from engine.changes import (
     Change,
     CommitResult,
     CompleteUpload,
+    Condemn,
     Condition,
     CreateBucket,
     CreateUpload,
     DeleteBucket,
     DeleteKey,
+    DeleteSegments,
     DeleteUser,
     Door,
+    DropJournal,
+    FragmentsDamaged,
     FragmentsRepaired,
     Link,
     MoveChunks,
@@ -36,17 +40,20 @@ from engine.changes import (
     PutPart,
     PutUser,
     PutVersion,
+    RemoveNode,
     Rename,
     SealSegment,
+    SegmentsScrubbed,
     SetAttributes,
     SetBucketTags,
     SetBucketVersioning,
     SetNode,
     SetTags,
+    Spare,
     Touched,
 )
 from engine.errors import AlreadyExists, DirectoryNotEmpty, NoSuchKey, NoSuchVersion, PreconditionFailed
-from engine.keymap import apply_service, apply_tree, apply_uploads, chunks
+from engine.keymap import apply_collection, apply_service, apply_tree, apply_uploads, chunks
 from engine.keymap.answers import idempotent, remember
 from engine.keymap.counting import recount
 from engine.keymap.rows import check_key
@@ -68,6 +75,8 @@ def decide(db: sqlite3.Connection, change: Change, *, lsn: int, time_ns: int, or
     WritesStopped for content whose segment was sealed below it, and InvalidName."""
     state = State(db, lsn, time_ns, origin)
     chunks.check_locations(db, chunks.new_chunks(change))
+    if isinstance(change, PutVersion | PutPart | CompleteUpload):
+        chunks.check_named(db, change.content)
     result = _APPLY[type(change)](state, change)
     state.finish()
     return Decision(result, state.touched)
@@ -126,7 +135,7 @@ def _put_version(state: State, change: PutVersion) -> CommitResult:
     elif held is not None and held.link_count > 1 and state.origin.door is Door.MOUNT:
         names = state.names(held.file_id)
     check_condition(state, change.condition, bucket, change.key, held)
-    chunks.insert_chunks(state, change.content.new_chunks)
+    chunks.insert_chunks(state, change.content.new_chunks, bucket)
     shown: Version | None = None
     for place in names:
         old = state.current(*place)
@@ -305,5 +314,12 @@ _APPLY: dict[type, Callable[[State, Any], CommitResult]] = {
     OpenSegment: _segment(chunks.open_segment),
     SealSegment: _segment(chunks.seal_segment),
     FragmentsRepaired: _segment(chunks.repair_fragments),
+    FragmentsDamaged: _segment(chunks.damage_fragments),
+    SegmentsScrubbed: _segment(chunks.note_scrubbed),
     MoveChunks: _segment(chunks.apply_moves),
+    Condemn: apply_collection.condemn,
+    Spare: apply_collection.spare,
+    DeleteSegments: apply_collection.delete_segments,
+    DropJournal: apply_collection.drop_journal,
+    RemoveNode: apply_collection.remove_node,
 }

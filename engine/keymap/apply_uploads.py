@@ -61,7 +61,7 @@ def put_part(state: State, change: PutPart) -> CommitResult:
         lsn=state.lsn,
         checksum=change.checksum,
     )
-    insert_chunks(state, change.content.new_chunks)
+    insert_chunks(state, change.content.new_chunks, bucket)
     state.db.execute(
         "INSERT OR REPLACE INTO parts (upload_id, number, lsn, body) VALUES (?, ?, ?, ?)",
         (part.upload_id, part.number, part.lsn, encode(part)),

@@ -13,19 +13,35 @@ import msgspec
 from engine.changes import (
     Change,
     CompleteUpload,
+    FragmentsDamaged,
     FragmentsRepaired,
     MoveChunks,
     OpenSegment,
     PutPart,
     PutVersion,
     SealSegment,
+    SegmentsScrubbed,
 )
 from engine.errors import StoreError, WritesStopped
 from engine.keymap.rows import decode_location, encode
 from engine.keymap.state import State
-from engine.types import JournalLocation, NewChunk, Segment, SegmentLocation, SegmentState
+from engine.types import (
+    Bucket,
+    ChunkEntry,
+    Content,
+    JournalLocation,
+    Location,
+    NewChunk,
+    Segment,
+    SegmentLocation,
+    SegmentState,
+    SliceEntry,
+    TreeEntry,
+)
 
 _UNPLACED = b""  # never committed: the record's place is known once it is written
+_NOWHERE = 0  # the container of what is _UNPLACED
+_IDS_AT_ONCE = 500
 decode_segment = msgspec.msgpack.Decoder(Segment).decode
 
 
@@ -39,6 +55,11 @@ def new_chunks(change: Change) -> Sequence[NewChunk]:
 def find_segment(db: sqlite3.Connection, segment_id: int) -> Segment | None:
     row = db.execute("SELECT body FROM segments WHERE segment_id = ?", (segment_id,)).fetchone()
     return None if row is None else decode_segment(row[0])
+
+
+def container_of(location: Location) -> int:
+    """What a frame lies in: its segment's id, or minus the first LSN of its journal file."""
+    return location.segment_id if isinstance(location, SegmentLocation) else -location.first_lsn
 
 
 def check_locations(db: sqlite3.Connection, chunks: Sequence[NewChunk]) -> None:
@@ -58,22 +79,59 @@ def check_locations(db: sqlite3.Connection, chunks: Sequence[NewChunk]) -> None:
             raise WritesStopped(f"segment {place.segment_id:016x} was sealed meanwhile; write again")
 
 
-def insert_chunks(state: State, chunks: Sequence[NewChunk]) -> None:
-    """Take in chunks the keymap does not know; what it knows keeps its place. A riding
-    chunk is _UNPLACED until place_chunks(), in the same transaction, says where its
-    record lies."""
+def check_named(db: sqlite3.Connection, content: Content) -> None:
+    """Raises WritesStopped if the manifest names a chunk that is neither known nor brought
+    along: it was collected since the writer matched it. Pins prevent that; this is what
+    makes sure that no manifest ever dangles."""
+    brought = {chunk.chunk_id for chunk in content.new_chunks}
+    named = {
+        entry.chunk_id for entry in content.manifest.entries if isinstance(entry, ChunkEntry | SliceEntry | TreeEntry)
+    }
+    wanted = list(named - brought)
+    for start in range(0, len(wanted), _IDS_AT_ONCE):
+        some = wanted[start : start + _IDS_AT_ONCE]
+        places = ", ".join("?" * len(some))
+        select = f"SELECT count(*) FROM chunks WHERE scope = ? AND chunk_id IN ({places})"
+        if db.execute(select, (content.manifest.scope, *some)).fetchone()[0] != len(some):
+            raise WritesStopped("a chunk this content shares with deleted content is gone; write it again")
+
+
+def insert_chunks(state: State, chunks: Sequence[NewChunk], bucket: Bucket) -> None:
+    """Take in chunks the keymap does not know; what it knows keeps its place, unless that
+    is condemned. A riding chunk is _UNPLACED until place_chunks(), in the same
+    transaction, says where its record lies."""
     for chunk in chunks:
         if chunk.location is not None:
-            stored, location = chunk.location.length, encode(chunk.location)
+            stored, location, container = chunk.location.length, encode(chunk.location), chunk.location.segment_id
         else:
             assert chunk.frame is not None, "a new chunk is stored or rides along"
-            stored, location = len(chunk.frame), _UNPLACED
+            stored, location, container = len(chunk.frame), _UNPLACED, _NOWHERE
         inserted = state.db.execute(
-            "INSERT OR IGNORE INTO chunks (scope, chunk_id, length, stored, location) VALUES (?, ?, ?, ?, ?)",
-            (chunk.scope, chunk.chunk_id, chunk.length, stored, location),
+            "INSERT OR IGNORE INTO chunks (scope, chunk_id, length, stored, location, container, bucket_id)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (chunk.scope, chunk.chunk_id, chunk.length, stored, location, container, bucket.bucket_id),
         ).rowcount
         if inserted:
             state.count(chunks=1, chunk_bytes=chunk.length, stored_bytes=stored)
+        else:
+            _leave_condemned(state, chunk, stored, location, container)
+
+
+def _leave_condemned(state: State, chunk: NewChunk, stored: int, location: bytes, container: int) -> None:
+    """The chunk's own copy counts from now on if the known one lies where nothing stays."""
+    select = """SELECT stored FROM chunks WHERE scope = ? AND chunk_id = ?
+        AND container IN (SELECT container FROM condemned)"""
+    found = state.db.execute(select, (chunk.scope, chunk.chunk_id)).fetchone()
+    if found is not None:
+        _put(state, chunk.scope, chunk.chunk_id, stored, location, container)
+        state.count(stored_bytes=stored - found[0])
+
+
+def _put(state: State, scope: int, chunk_id: bytes, stored: int, location: bytes, container: int) -> None:
+    state.db.execute(
+        "UPDATE chunks SET stored = ?, location = ?, container = ? WHERE scope = ? AND chunk_id = ?",
+        (stored, location, container, scope, chunk_id),
+    )
 
 
 def _find(db: sqlite3.Connection, scope: int, chunk_id: bytes) -> tuple[int, bytes] | None:
@@ -86,8 +144,11 @@ def place_chunks(db: sqlite3.Connection, locations: Mapping[bytes, JournalLocati
     """Say where the frames lie that ride in the records decided in this transaction.
     Chunks that lie somewhere already stay there."""
     db.executemany(
-        "UPDATE chunks SET location = ? WHERE scope = ? AND chunk_id = ? AND location = ?",
-        [(encode(location), scope, chunk_id, _UNPLACED) for chunk_id, location in locations.items()],
+        "UPDATE chunks SET location = ?, container = ? WHERE scope = ? AND chunk_id = ? AND location = ?",
+        [
+            (encode(location), container_of(location), scope, chunk_id, _UNPLACED)
+            for chunk_id, location in locations.items()
+        ],
     )
 
 
@@ -100,16 +161,9 @@ def move_riding(db: sqlite3.Connection, locations: Mapping[bytes, JournalLocatio
             continue
         if found[1] == _UNPLACED or isinstance(decode_location(found[1]), JournalLocation):
             db.execute(
-                "UPDATE chunks SET location = ? WHERE scope = ? AND chunk_id = ?", (encode(location), scope, chunk_id)
+                "UPDATE chunks SET location = ?, container = ? WHERE scope = ? AND chunk_id = ?",
+                (encode(location), container_of(location), scope, chunk_id),
             )
-
-
-def _move(state: State, chunk: NewChunk, stored: int, location: SegmentLocation) -> None:
-    state.db.execute(
-        "UPDATE chunks SET stored = ?, location = ? WHERE scope = ? AND chunk_id = ?",
-        (location.length, encode(location), chunk.scope, chunk.chunk_id),
-    )
-    state.count(stored_bytes=location.length - stored)
 
 
 def apply_moves(state: State, change: MoveChunks) -> None:
@@ -120,7 +174,9 @@ def apply_moves(state: State, change: MoveChunks) -> None:
             continue
         if number < len(change.before) and found[1] != encode(change.before[number]):
             continue  # moved by someone else meanwhile: this copy is not the one that counts
-        _move(state, chunk, found[0], chunk.location)
+        location = chunk.location
+        _put(state, chunk.scope, chunk.chunk_id, location.length, encode(location), location.segment_id)
+        state.count(stored_bytes=location.length - found[0])
 
 
 def _write_segment(state: State, segment: Segment) -> None:
@@ -171,4 +227,18 @@ def seal_segment(state: State, change: SealSegment) -> None:
 
 def repair_fragments(state: State, change: FragmentsRepaired) -> None:
     segment = _known(state, change.segment_id)
-    _write_segment(state, msgspec.structs.replace(segment, node_ids=change.node_ids, fragments_lost=[]))
+    repaired = msgspec.structs.replace(segment, node_ids=change.node_ids, fragments_lost=change.fragments_lost)
+    _write_segment(state, repaired)
+
+
+def damage_fragments(state: State, change: FragmentsDamaged) -> None:
+    segment = _known(state, change.segment_id)
+    damaged = sorted({*segment.fragments_lost, *change.indexes}.intersection(range(segment.k + segment.m)))
+    _write_segment(state, msgspec.structs.replace(segment, fragments_lost=damaged))
+
+
+def note_scrubbed(state: State, change: SegmentsScrubbed) -> None:
+    for segment_id in change.segment_ids:
+        segment = find_segment(state.db, segment_id)
+        if segment is not None:  # else it was deleted while it was read
+            _write_segment(state, msgspec.structs.replace(segment, scrubbed_ns=change.time_ns))

@@ -16,14 +16,14 @@ from pathlib import Path
 import msgspec
 
 from engine.errors import IndexUnavailable, NoSuchUpload
-from engine.interfaces import Child, ListPage, VersionsPage
+from engine.interfaces import Child, ListPage, StoredChunk, VersionsPage
 from engine.keymap import listing
 from engine.keymap.chunks import decode_segment, find_segment
 from engine.keymap.counting import read_counters
-from engine.keymap.rows import WHOLE, decode_location, version_of
+from engine.keymap.rows import WHOLE, decode_location, decode_manifest, version_of
 from engine.keymap.schema import get_state, open_reader
 from engine.keymap.state import decode_bucket, find_bucket
-from engine.types import NULL_VERSION_ID, Bucket, Location, NodeEntry, Part, Segment, Upload, User, Version
+from engine.types import NULL_VERSION_ID, Bucket, Location, Manifest, NodeEntry, Part, Segment, Upload, User, Version
 
 _IDS_AT_ONCE = 500  # SQLite's limit on parameters is far above; statements stay cached
 
@@ -191,6 +191,48 @@ class SqliteKeymap:
                     if location:  # else of a record that is being written
                         found[chunk_id] = decode_location(location)
         return found
+
+    def matchable(self, chunk_ids: Iterable[bytes], scope: int = 0) -> set[bytes]:
+        found: set[bytes] = set()
+        wanted = iter(chunk_ids)
+        with self._snapshot() as db:
+            while some := list(islice(wanted, _IDS_AT_ONCE)):
+                places = ", ".join("?" * len(some))
+                select = f"""SELECT chunk_id FROM chunks WHERE scope = ? AND chunk_id IN ({places})
+                    AND container NOT IN (SELECT container FROM condemned)"""
+                found.update(chunk_id for (chunk_id,) in db.execute(select, (scope, *some)))
+        return found
+
+    def chunks_in(self, container: int) -> list[StoredChunk]:
+        select = """SELECT scope, chunk_id, length, stored, location, bucket_id FROM chunks
+            WHERE container = ? ORDER BY scope, chunk_id"""
+        return [
+            StoredChunk(scope, chunk_id, length, stored, decode_location(location), bucket_id)
+            for scope, chunk_id, length, stored, location, bucket_id in self._db.execute(select, (container,))
+        ]
+
+    def containers(self) -> dict[int, int]:
+        select = "SELECT container, sum(stored) FROM chunks GROUP BY container"
+        return dict(self._db.execute(select).fetchall())
+
+    def condemned(self) -> dict[int, int]:
+        return dict(self._db.execute("SELECT container, lsn FROM condemned").fetchall())
+
+    def manifests(self, after_lsn: int = 0) -> Iterator[Manifest]:
+        for table in ("keys", "history"):
+            select = f"SELECT manifest FROM {table} WHERE manifest IS NOT NULL AND lsn > ?"
+            for (manifest,) in self._db.execute(select, (after_lsn,)):
+                yield decode_manifest(manifest)
+        for (body,) in self._db.execute("SELECT body FROM parts WHERE lsn > ?", (after_lsn,)):
+            yield _decode_part(body).manifest
+
+    def journal_first_lsn(self) -> int:
+        (value,) = self._db.execute("SELECT value FROM meta WHERE name = 'journal_first_lsn'").fetchone()
+        return int(value)
+
+    def was_deleted(self, segment_id: int) -> bool:
+        select = "SELECT 1 FROM deleted_segments WHERE segment_id = ?"
+        return self._db.execute(select, (segment_id,)).fetchone() is not None
 
     def segment(self, segment_id: int) -> Segment | None:
         return find_segment(self._db, segment_id)

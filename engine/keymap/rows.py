@@ -39,14 +39,14 @@ _NO_REST = Rest()
 _NO_MANIFEST = Manifest()
 encode = msgspec.msgpack.Encoder().encode
 _decode_rest = msgspec.msgpack.Decoder(Rest).decode
-_decode_manifest = msgspec.msgpack.Decoder(Manifest).decode
+decode_manifest = msgspec.msgpack.Decoder(Manifest).decode
 decode_location = msgspec.msgpack.Decoder(Location).decode
 
 
 def version_of(bucket: str, row: Row, *, is_latest: bool = True) -> Version:
     """The version of a BRIEF or WHOLE row; without its manifest in the former case."""
     rest = _decode_rest(row[11]) if row[11] is not None else _NO_REST
-    manifest = _decode_manifest(row[12]) if len(row) > 12 and row[12] is not None else _NO_MANIFEST
+    manifest = decode_manifest(row[12]) if len(row) > 12 and row[12] is not None else _NO_MANIFEST
     return Version(
         bucket=bucket,
         key=row[0],

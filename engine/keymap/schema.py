@@ -16,7 +16,7 @@ from pathlib import Path
 
 from engine.errors import StoreError
 
-FORMAT = 1
+FORMAT = 2  # 2: chunks know their container and bucket; condemned containers, deleted segments
 PAGE_BYTES = 8192
 CACHE_KIBIBYTES = 64 * 1024
 MMAP_BYTES = 1024**3
@@ -63,11 +63,18 @@ CREATE TABLE parts (
     upload_id TEXT NOT NULL, number INTEGER NOT NULL, lsn INTEGER NOT NULL, body BLOB NOT NULL,
     PRIMARY KEY (upload_id, number)
 ) WITHOUT ROWID;
--- stored is the frame's length, location msgpack of types.Location.
+-- stored is the frame's length, location msgpack of types.Location, bucket_id the bucket whose
+-- write brought the chunk (0: none). container is the segment id, minus the first LSN of the
+-- journal file, or 0 while the record is being written.
 CREATE TABLE chunks (
     scope INTEGER NOT NULL, chunk_id BLOB NOT NULL, length INTEGER NOT NULL, stored INTEGER NOT NULL,
-    location BLOB NOT NULL, PRIMARY KEY (scope, chunk_id)
+    location BLOB NOT NULL, container INTEGER NOT NULL, bucket_id INTEGER NOT NULL, PRIMARY KEY (scope, chunk_id)
 ) WITHOUT ROWID;
+CREATE INDEX chunks_by_container ON chunks (container);
+-- Containers nothing new is matched in, each with the LSN of the record that condemned it.
+CREATE TABLE condemned (container INTEGER PRIMARY KEY, lsn INTEGER NOT NULL);
+-- What tells a deleted segment's leftover files from those of an unknown one.
+CREATE TABLE deleted_segments (segment_id INTEGER PRIMARY KEY, lsn INTEGER NOT NULL);
 CREATE TABLE segments (segment_id INTEGER PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE nodes (node_id TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE users (access_key TEXT PRIMARY KEY, name TEXT NOT NULL, body BLOB NOT NULL) WITHOUT ROWID;
@@ -87,7 +94,7 @@ def create_tables(db: sqlite3.Connection, store_id: str) -> None:
     for statement in _TABLES.split(";\n"):
         if statement.strip():
             db.execute(statement)
-    meta = {"format": FORMAT, "store_id": store_id, "epoch": 0, "applied_lsn": 0}
+    meta = {"format": FORMAT, "store_id": store_id, "epoch": 0, "applied_lsn": 0, "journal_first_lsn": 1}
     db.executemany("INSERT INTO meta VALUES (?, ?)", list(meta.items()))
     db.execute("COMMIT")
 

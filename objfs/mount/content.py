@@ -245,10 +245,12 @@ class ContentOperations(TreeOperations):
         """One more open of the file."""
         open_file = node.open_file
         if open_file is None:
+            pin = self.state.store.pins.take()
             version = self.state.version_of(node)
             if version is None:
+                pin.end()
                 raise pyfuse3.FUSEError(errno.ESTALE)
-            open_file = node.open_file = self._open[node.inode] = OpenFile(self.state, node, version)
+            open_file = node.open_file = self._open[node.inode] = OpenFile(self.state, node, version, pin)
             node.cached_lsn = version.lsn
         open_file.opens += 1
         return open_file

@@ -31,6 +31,7 @@ from objfs.mount.attributes import mode_of, without_privileges
 from objfs.mount.dirty import DirtyRanges
 
 if TYPE_CHECKING:
+    from engine.pins import Pin
     from engine.store import ContentWriter
     from objfs.mount.inodes import File
     from objfs.mount.state import MountState
@@ -72,8 +73,9 @@ class Stream:
 class OpenFile:
     """`base` up to `base_bytes`, zeros up to `size`, and the dirty ranges over both."""
 
-    def __init__(self, state: MountState, node: File, version: Version) -> None:
+    def __init__(self, state: MountState, node: File, version: Version, pin: Pin) -> None:
         self.node = node
+        self._pin = pin  # taken before `version` was read
         self.opens = 0
         self.unlinked = False
         self.changed = False
@@ -245,6 +247,7 @@ class OpenFile:
         await self._drop_stream()
         self._dirty.clear()
         self._release_reserve()
+        self._pin.end()
 
     async def _publish(self, *, durable: bool) -> None:
         if not self.changed or self.unlinked:

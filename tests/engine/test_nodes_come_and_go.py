@@ -25,9 +25,10 @@ def data(tmp_path: Path) -> Path:
 
 
 async def put(store: Store, key: str, content: bytes) -> None:
-    writer = store.open_writer()
-    await writer.write(content)
-    await store.commit(PutVersion("bucket", key, await writer.finish(), etag="e"), ORIGIN)
+    with store.pins.hold():
+        writer = store.open_writer()
+        await writer.write(content)
+        await store.commit(PutVersion("bucket", key, await writer.finish(), etag="e"), ORIGIN)
 
 
 async def check(store: Store, contents: dict[str, bytes]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,11 @@ def data(tmp_path: Path) -> Path:
 
 
 async def put(store: Store, key: str, content: bytes, bucket: str = "bucket") -> Version:
-    writer = store.open_writer()
-    for start in range(0, len(content), 300_000):
-        await writer.write(content[start : start + 300_000])
-    result = await store.commit(PutVersion(bucket, key, await writer.finish(), etag="e"), ORIGIN)
+    with store.pins.hold():
+        writer = store.open_writer()
+        for start in range(0, len(content), 300_000):
+            await writer.write(content[start : start + 300_000])
+        result = await store.commit(PutVersion(bucket, key, await writer.finish(), etag="e"), ORIGIN)
     assert result.version is not None
     return result.version
 
@@ -91,8 +93,7 @@ async def test_the_index_is_disposable(data: Path) -> None:
         await put(store, "big", content)
         await put(store, "small", b"small")
         listed = store.keymap.list_objects("bucket")
-    for path in (data / "index").iterdir():
-        path.unlink()
+    shutil.rmtree(data / "index")
     async with open_store(data) as store:
         assert store.keymap.list_objects("bucket") == listed
         head = store.keymap.head("bucket", "big")
@@ -118,8 +119,9 @@ async def test_rewrite_equals_the_same_edits_on_bytes(data: Path) -> None:
             expected = expected[:size] + bytes(max(size - len(expected), 0))
             for start, piece in dirty:
                 expected[start : start + len(piece)] = piece
-            content: Content = await store.rewrite(manifest, size, dirty)
-            version = (await store.commit(PutVersion("bucket", "file", content, etag="e"), ORIGIN)).version
+            with store.pins.hold():
+                content: Content = await store.rewrite(manifest, size, dirty)
+                version = (await store.commit(PutVersion("bucket", "file", content, etag="e"), ORIGIN)).version
             assert version is not None
             manifest = version.manifest
             assert await get(store, manifest) == expected, f"seed {seed} round {round_number}"
@@ -178,8 +180,7 @@ async def test_users_are_kept_sealed_and_come_back_without_the_index(data: Path)
         assert store.users.lookup(made.access_key) == made
     secret = made.secret_key.encode()
     assert not [path for path in data.rglob("*") if path.is_file() and secret in path.read_bytes()]
-    for path in (data / "index").iterdir():
-        path.unlink()
+    shutil.rmtree(data / "index")
     async with open_store(data) as store:
         assert store.users.lookup(made.access_key) == made
     (data / "store.key").unlink()

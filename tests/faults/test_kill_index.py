@@ -34,9 +34,10 @@ async def write(store: Store, number: int, rng: random.Random, until: float, ack
         content = rng.randbytes(rng.choice([0, 10, 5_000, 100_000, 2_000_000]))
         key = f"{number}/{count}"
         count += 1
-        writer = store.open_writer()
-        await writer.write(content)
-        await store.commit(PutVersion("bucket", key, await writer.finish(), etag="e"), ORIGIN)
+        with store.pins.hold():
+            writer = store.open_writer()
+            await writer.write(content)
+            await store.commit(PutVersion("bucket", key, await writer.finish(), etag="e"), ORIGIN)
         acknowledged[key] = hashlib.sha256(content).hexdigest()
 
 

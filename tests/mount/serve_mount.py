@@ -30,11 +30,11 @@ async def other_door(store: Store, request: list[Any]) -> Any:
         case ["bucket", bucket]:
             await store.commit(CreateBucket(bucket), origin)
         case ["put", bucket, key, text]:
-            writer = store.open_writer()
-            await writer.write(text.encode())
-            content = await writer.finish()
             etag = hashlib.md5(text.encode()).hexdigest()
-            await store.commit(PutVersion(bucket, key, content, etag), origin)
+            with store.pins.hold():
+                writer = store.open_writer()
+                await writer.write(text.encode())
+                await store.commit(PutVersion(bucket, key, await writer.finish(), etag), origin)
         case ["delete", bucket, key]:
             await store.commit(DeleteKey(bucket, key), origin)
         case ["get", bucket, key]:

@@ -1,0 +1,1 @@
+"""Care of what is stored: scrub, repair, collection, compaction, checkpoints, nodes."""
