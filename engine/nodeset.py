@@ -8,6 +8,7 @@ thread; the rest belongs to the event loop's thread.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.errors import NodeUnavailable, StoreError
@@ -17,10 +18,13 @@ from engine.nodes.directory import DirectoryNode
 from engine.placement import layout_warnings
 from engine.types import NodeEntry
 
+NodeOpener = Callable[[str, str, str], Node]  # (path, node id, store id) of a place whose descriptor is ours
+
 
 class NodeSet:
-    def __init__(self, descriptor: StoreDescriptor) -> None:
+    def __init__(self, descriptor: StoreDescriptor, opener: NodeOpener = DirectoryNode) -> None:
         self.descriptor = descriptor
+        self._opener = opener
         self.nodes: dict[str, Node] = {}
         self.missing: dict[str, str] = {}  # node id → why, as found when the set was opened
         for place in descriptor.nodes:
@@ -54,7 +58,7 @@ class NodeSet:
                 f"{place.path} holds an older disk of node {place.node_id} "
                 f"(generation {found.generation}, not {place.generation}); empty it and run objfs node replace"
             )
-        return DirectoryNode(place.path, place.node_id, self.descriptor.store_id)
+        return self._opener(place.path, place.node_id, self.descriptor.store_id)
 
     def _drop(self, node_id: str) -> None:
         node = self.nodes.pop(node_id, None)

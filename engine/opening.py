@@ -36,7 +36,8 @@ from engine.nodes.descriptor import (
     write_node_descriptor,
     write_store_descriptor,
 )
-from engine.nodeset import NodeSet
+from engine.nodes.directory import DirectoryNode
+from engine.nodeset import NodeOpener, NodeSet
 from engine.pins import Pins
 from engine.secrets import RootKeys, create_store_key, new_access_key, new_secret_key, write_root_keys
 from engine.segments.plane import SegmentPlane
@@ -139,7 +140,9 @@ def init_store(
 
 
 @asynccontextmanager
-async def open_parts(data: Path, opening: Opening = Opening.EITHER) -> AsyncIterator[Parts]:
+async def open_parts(
+    data: Path, opening: Opening = Opening.EITHER, *, node_opener: NodeOpener = DirectoryNode
+) -> AsyncIterator[Parts]:
     """Own the store, or join its owner. Raises NotAStore, UnknownFormat, StoreInUse (when
     its owner does not answer, or with Opening.OWN), WritesStopped."""
     data = data.absolute()
@@ -148,12 +151,12 @@ async def open_parts(data: Path, opening: Opening = Opening.EITHER) -> AsyncIter
         if opening is not Opening.JOIN:
             with _owner_lock(data) as owned:
                 if owned:
-                    async with _own(data, descriptor) as parts:
+                    async with _own(data, descriptor, node_opener) as parts:
                         yield parts
                     return
         if opening is Opening.OWN:
             raise StoreInUse(f"{data} is open in another process; stop it first")
-        async with _join(data, descriptor) as parts:
+        async with _join(data, descriptor, node_opener) as parts:
             yield parts
     except BaseExceptionGroup as group:
         error = _only_error(group)
@@ -187,8 +190,8 @@ def _owner_lock(data: Path) -> Iterator[bool]:
 
 
 @asynccontextmanager
-async def _own(data: Path, descriptor: StoreDescriptor) -> AsyncIterator[Parts]:
-    nodes = NodeSet(descriptor)
+async def _own(data: Path, descriptor: StoreDescriptor, node_opener: NodeOpener) -> AsyncIterator[Parts]:
+    nodes = NodeSet(descriptor, node_opener)
     try:
         async with open_local_index(
             data / "index", nodes.nodes, store_id=descriptor.store_id, m=descriptor.m, missing=nodes.missing
@@ -222,8 +225,8 @@ async def _serve_index(index: LocalIndex, data: Path, maintenance: Maintenance) 
 
 
 @asynccontextmanager
-async def _join(data: Path, descriptor: StoreDescriptor) -> AsyncIterator[Parts]:
-    nodes = NodeSet(descriptor)
+async def _join(data: Path, descriptor: StoreDescriptor, node_opener: NodeOpener) -> AsyncIterator[Parts]:
+    nodes = NodeSet(descriptor, node_opener)
     owner = _owner_name()
     try:
         async with open_index_client(

@@ -20,6 +20,8 @@ from engine.errors import NodeFull
 from engine.fsck import check_store
 from engine.interfaces import Buffer, Index, KeymapReader
 from engine.manifests import cut, merge
+from engine.nodes.directory import DirectoryNode
+from engine.nodeset import NodeOpener
 from engine.opening import Opening, Parts, init_store, open_parts
 from engine.read_path import ContentReader
 from engine.replacing import replace_node
@@ -163,8 +165,10 @@ class Store:
 
 
 @asynccontextmanager
-async def open_store(data: str | Path, opening: Opening = Opening.EITHER) -> AsyncIterator[Store]:
+async def open_store(
+    data: str | Path, opening: Opening = Opening.EITHER, *, node_opener: NodeOpener = DirectoryNode
+) -> AsyncIterator[Store]:
     """`async with open_store(DATA) as store`: as a client when a server has it open, else
     itself (takes DATA/lock). Errors: NotAStore, UnknownFormat, StoreInUse, WritesStopped."""
-    async with open_parts(Path(data), opening) as parts:
+    async with open_parts(Path(data), opening, node_opener=node_opener) as parts:
         yield Store(parts)
