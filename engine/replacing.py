@@ -10,6 +10,7 @@ import anyio.to_thread
 import msgspec
 
 from engine.changes import SetNode
+from engine.crash_sites import CrashSite, reached
 from engine.errors import StoreError
 from engine.maintenance import ORIGIN
 from engine.nodes.descriptor import NodeDescriptor, read_store_descriptor, write_node_descriptor, write_store_descriptor
@@ -55,6 +56,7 @@ def _take_place(parts: Parts, place: NodeEntry, target: str) -> NodeEntry:
             generation=replaced.generation,
         ),
     )
+    reached(CrashSite.NODE_DESCRIBED)
     places = [
         msgspec.structs.replace(entry, path=target, generation=replaced.generation)
         if entry.node_id == place.node_id
@@ -62,4 +64,5 @@ def _take_place(parts: Parts, place: NodeEntry, target: str) -> NodeEntry:
         for entry in descriptor.nodes
     ]
     write_store_descriptor(parts.data, msgspec.structs.replace(descriptor, nodes=places))
+    reached(CrashSite.NODE_PLACED)
     return replaced

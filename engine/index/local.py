@@ -22,6 +22,7 @@ import anyio.to_thread
 
 from engine import limits
 from engine.changes import Change, CommitResult, Condemn, Origin, Record, SetNode, Touched
+from engine.crash_sites import CrashSite, reached
 from engine.errors import IndexUnavailable, StoreError, WritesStopped
 from engine.index.feed import FeedHub, without_duplicates
 from engine.index.page import PageWriter
@@ -280,9 +281,11 @@ class LocalIndex:
                     waiting.error = waiting.error or stopped
                     waiting.ready.set()
                 return
+            reached(CrashSite.COMMIT_ORDERED)
             place_chunks(self._db, locations)
             set_state(self._db, self._log.epoch, raws[-1].lsn)
         self._db.execute("COMMIT")
+        reached(CrashSite.COMMIT_APPLIED)
         if raws:
             self._note_condemned(records)
             self._forgive_healthy(records)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.crash_sites import CrashSite, reached
 from engine.errors import StoreError
 from engine.interfaces import Node
 from engine.journal.reading import FileKey
@@ -54,6 +55,7 @@ def bring_up_to_date(
     except BaseException:
         db.close()
         raise
+    reached(CrashSite.KEYMAP_REPLAYED)
     if scan.files:
         last = max(scan.files)
         candidates = sorted(scan.files[last]) + sorted(set(nodes).difference(scan.files[last]))
@@ -75,6 +77,7 @@ def _set_aside(path: Path) -> None:
         found = path.with_name(path.name + suffix)
         if found.exists():
             found.replace(path.with_name(f"{path.name}.damaged{suffix}"))
+            reached(CrashSite.KEYMAP_SET_ASIDE)
 
 
 def _replay(db: sqlite3.Connection, scan: JournalScan) -> OpenedKeymap | None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from engine import limits
+from engine.crash_sites import CrashSite, reached
 from engine.errors import NodeUnavailable, StoreError, WritesStopped
 from engine.interfaces import Node
 from engine.journal.records import (
@@ -110,6 +111,7 @@ class JournalLog:
             return 0  # a take-over overtook this sync; its own sync counts
         if failure is not None:
             raise failure
+        reached(CrashSite.JOURNAL_SYNCED)
         current = self.current_name
         self._unsynced_names.difference_update(name for name in names if name != current)
         while self._tail and self._tail[0].lsn <= target:
@@ -168,12 +170,15 @@ class JournalLog:
         encoded = encode_epoch(Epoch(self.epoch, first_lsn, members, self._store_id))
         for node_id in members:
             self._guard(node_id, lambda node: node.write_whole(epoch_name(self.epoch), encoded))
+            reached(CrashSite.JOURNAL_EPOCH_NAMED)
         for node_id in set(self._choose(len(self._nodes), self._failed)).difference(members):
             self._guard(node_id, lambda node: node.write_whole(epoch_name(self.epoch), encoded))
+        reached(CrashSite.JOURNAL_EPOCH_OPENED)
         self._members = members
         self._unsynced_names.clear()
         self._create_file(first_lsn)
         locations = self._write(list(self._tail)) if self._tail else {}
+        reached(CrashSite.JOURNAL_TAIL_WRITTEN)
         name = journal_name(self.epoch, self._first_lsn)
         for node_id in members:
             self._guard(node_id, lambda node: node.sync(name))
@@ -189,6 +194,7 @@ class JournalLog:
         self._first_lsn = first_lsn
         self._size = FILE_HEADER_BYTES
         self._unsynced_names.add(name)
+        reached(CrashSite.JOURNAL_FILE_CREATED)
 
     def _write(self, records: Sequence[RawRecord]) -> dict[bytes, JournalLocation]:
         buffers: list[bytes] = []
@@ -203,7 +209,9 @@ class JournalLog:
         name, start = journal_name(self.epoch, self._first_lsn), self._size
         for node_id in self._members:
             self._guard(node_id, lambda node: node.append(name, start, buffers))
+            reached(CrashSite.JOURNAL_PARTLY_WRITTEN)
         self._size = offset
+        reached(CrashSite.JOURNAL_WRITTEN)
         return locations
 
     def _sync_file(self, node_id: str, name: str) -> None:

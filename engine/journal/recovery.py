@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from engine.crash_sites import CrashSite, reached
 from engine.errors import JournalCorrupt, NodeUnavailable, StoreError
 from engine.interfaces import Node
 from engine.journal.reading import FileKey, MergedFile, list_files, read_epochs
@@ -101,6 +102,7 @@ def heal_file(nodes: Mapping[str, Node], key: FileKey, store_id: str, copies: in
         except StoreError:
             continue  # this node can't hold it now; the count tells
         whole += 1
+        reached(CrashSite.JOURNAL_HEALED)
     return whole
 
 

@@ -24,6 +24,7 @@ import anyio.to_thread
 from engine import limits
 from engine.changes import OpenSegment, SealSegment
 from engine.coding import DEFAULT_CODE, check_code
+from engine.crash_sites import CrashSite, reached
 from engine.errors import FragmentCorrupt, NodeFull, NodeUnavailable, StoreError, Unreadable, WritesStopped, WrongStore
 from engine.interfaces import Node
 from engine.placement import choose_nodes
@@ -160,6 +161,7 @@ class SegmentPlane:
                     if failures:
                         await self._abandon(writer, failures)
                         continue
+                    reached(CrashSite.STRIPES_SYNCED)
                     writer.finish_sync(covered)
                     self._synced = appended
                     return
@@ -239,7 +241,9 @@ class SegmentPlane:
         except WritesStopped as error:
             logger.warning("%s", error)
             return
+        reached(CrashSite.SEAL_WRITTEN)
         await self._announce(sealed)
+        reached(CrashSite.SEAL_ANNOUNCED)
 
     # -- opening and sealing ---------------------------------------------------
 
@@ -263,6 +267,7 @@ class SegmentPlane:
         with anyio.CancelScope(shield=True):
             # The index knows of a segment before anything can lie in it.
             await self._announce(opened)
+            reached(CrashSite.SEGMENT_ANNOUNCED)
             try:
                 await anyio.to_thread.run_sync(writer.create, limiter=self._limiter)
             except FragmentsFailed as error:

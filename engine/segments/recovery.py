@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from engine.changes import SealSegment
 from engine.coding import LIBRARY, decode, encode
+from engine.crash_sites import CrashSite, reached
 from engine.errors import (
     FragmentCorrupt,
     FragmentMissing,
@@ -105,6 +106,7 @@ def recover_segment(segment: Segment, nodes: Mapping[str, Node]) -> SealSegment:
     entries = [entry for entry in entries if entry.location.stripe_offset < end]
     tail, size = encode_tail(segment, entries, stripes, end)
     lost = set(range(len(segment.node_ids))) - set(there)
+    reached(CrashSite.RECOVERY_SURVEYED)
     for index, node in there.items():
         try:
             _complete(segment, index, node, there, marks, tail[index])
@@ -330,9 +332,11 @@ def _complete(
         return
     end = marks[good - 1].end if good else FILE_HEADER_BYTES
     node.truncate(name, end)
+    reached(CrashSite.RECOVERY_CUT)
     end = _append_stripes(segment, index, there, marks[good:], node, name, end)
     node.append(name, end, tail)
     node.sync(name)
+    reached(CrashSite.RECOVERY_COMPLETED)
 
 
 def _rewrite(
@@ -350,12 +354,15 @@ def _rewrite(
         end = _append_stripes(segment, index, there, marks, node, scratch, FILE_HEADER_BYTES)
         node.append(scratch, end, tail)
         node.sync(scratch)
+        reached(CrashSite.REBUILD_WRITTEN)
     except NodeFull:
         _delete_if_there(node, scratch)
         raise
     if _is_there(node, name) and _damaged(segment, index, node, marks):
         node.quarantine(name, f"fragment {index} of segment {segment.segment_id:016x} was damaged and is rebuilt")
+        reached(CrashSite.REBUILD_QUARANTINED)
     node.rename(scratch, name)
+    reached(CrashSite.REBUILD_RENAMED)
 
 
 def _append_stripes(

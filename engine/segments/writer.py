@@ -18,6 +18,7 @@ from msgspec import Struct
 from engine import limits
 from engine.changes import OpenSegment, SealSegment
 from engine.coding import LIBRARY, encode, fragment_length
+from engine.crash_sites import CrashSite, reached
 from engine.errors import (
     FragmentCorrupt,
     FragmentMissing,
@@ -114,9 +115,11 @@ class SegmentWriter:
             )
             node.create(self._names[index])
             node.append(self._names[index], 0, [encode_file_header(header)])
+            reached(CrashSite.SEGMENT_PARTLY_CREATED)
 
         with self._lock:
             self._on_all_nodes(create_one)
+        reached(CrashSite.SEGMENT_CREATED)
 
     def append(self, stripe: PendingStripe) -> None:
         """Write one stripe and set its locations. It is pending from here on, even if this
@@ -146,8 +149,10 @@ class SegmentWriter:
             payload = fragments[index]
             header = encode_stripe_header(segment.segment_id, index, number, payload, len(data), FRAMES)
             node.append(self._names[index], self._end, [header, payload])
+            reached(CrashSite.STRIPE_PARTLY_WRITTEN)
 
         self._on_all_nodes(write_one)
+        reached(CrashSite.STRIPE_WRITTEN)
         self._end += STRIPE_HEADER_BYTES + len(fragments[0])
         self._stripes += 1
 
@@ -161,6 +166,7 @@ class SegmentWriter:
     def sync_fragment(self, index: int) -> None:
         """Blocking, one per thread. Raises the node's errors."""
         self.nodes[index].sync(self._names[index])
+        reached(CrashSite.FRAGMENT_SYNCED)
 
     def finish_sync(self, covered: tuple[int, int, int]) -> None:
         """All fragments are synced: what was pending at begin_sync() is safe."""
@@ -180,6 +186,7 @@ class SegmentWriter:
             failures: dict[int, StoreError | None] = dict.fromkeys(failed)
             if self._broken or self._end != self.synced_end:
                 self._try_on_nodes(lambda index, node: node.truncate(self._names[index], self.synced_end), failures)
+                reached(CrashSite.SEAL_CUT)
             self._broken = True  # once sealed nothing is ever appended again
             self._end, self._stripes = self.synced_end, self._synced_stripes
             entries = [entry for entry in self._entries if entry.location.stripe_offset < self.synced_end]
@@ -187,6 +194,7 @@ class SegmentWriter:
 
             def write_tail(index: int, node: Node) -> None:
                 node.append(self._names[index], self.synced_end, tail[index])
+                reached(CrashSite.SEAL_PARTLY_WRITTEN)
                 node.sync(self._names[index])
 
             self._try_on_nodes(write_tail, failures)
