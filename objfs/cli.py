@@ -12,7 +12,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 DEFAULT_DATA = "./objfs-data"
@@ -54,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_store_commands(commands)
     _add_door_commands(commands)
     _add_people_and_nodes(commands)
+    _add_durability(commands)
     return parser
 
 
@@ -188,6 +189,60 @@ def _add_people_and_nodes(commands: argparse._SubParsersAction[_Parser]) -> None
     replace.add_argument("--path", metavar="PATH", help="the new directory (default: the node's old path)")
 
 
+def _add_durability(commands: argparse._SubParsersAction[_Parser]) -> None:
+    parser = _command(
+        commands,
+        "durability",
+        "durability:durability",
+        "say how likely objects are to be lost",
+        "Computes the chance that an object is lost within a year: by closed form, Markov chain and Monte Carlo, for "
+        "disks failing alone and for failures that come together. Without --code, --nodes, --domains or --domain it "
+        "is about the store at hand, which it neither locks nor opens.",
+    )
+    layout = parser.add_argument_group("another layout than the store's")
+    layout.add_argument("--code", metavar="K+M", help=f"its code (default {DEFAULT_CODE})")
+    layout.add_argument("--nodes", type=_quantity("count"), metavar="N", help="how many nodes (default K+M)")
+    layout.add_argument("--domains", type=_quantity("count"), metavar="N", help="deal the nodes to N racks of one site")
+    layout.add_argument(
+        "--domain",
+        action="append",
+        default=[],
+        metavar="ZONE/RACK/HOST",
+        help="where a node is; give it once per node, instead of --domains",
+    )
+    figures = parser.add_argument_group("figures (default: measured on the store, else assumed; the answer says which)")
+    for option, kind, unit, text in (
+        ("--afr", "chance", "SHARE", "disks that die in a year, such as 1.5%%"),
+        ("--host-afr", "chance", "SHARE", "hosts lost for good in a year, with their disks"),
+        ("--rack-afr", "chance", "SHARE", "racks lost for good in a year"),
+        ("--power-events", "amount", "PER_YEAR", "power events that strike a whole zone"),
+        ("--power-loss", "chance", "SHARE", "disks that do not come back from a power event"),
+        ("--ure", "chance", "PER_BIT", "bits that cannot be read when a rebuild needs them, such as 1e-15"),
+        ("--node-bytes", "size", "SIZE", "stored on a node, such as 4T"),
+        ("--repair-rate", "size", "SIZE", "bytes of lost fragments rebuilt per second, such as 100M"),
+        ("--detection", "duration", "TIME", "until a loss is noticed, such as 1h"),
+        ("--replacement", "duration", "TIME", "until a new disk is in, where no spare node takes the fragments"),
+        ("--object-bytes", "size", "SIZE", "how large an object is"),
+        ("--objects", "count", "N", "how many objects there are"),
+        ("--years", "years", "N", "how long (default 1)"),
+    ):
+        figures.add_argument(option, type=_quantity(kind), metavar=unit, help=text)
+    trials = parser.add_argument_group("Monte Carlo and output")
+    trials.add_argument(
+        "--trials",
+        type=_quantity("trials"),
+        default=100_000,
+        metavar="N",
+        help="episodes played out (default %(default)s)",
+    )
+    trials.add_argument(
+        "--seed", type=_quantity("seed"), default=1, metavar="N", help="of random numbers (default %(default)s)"
+    )
+    trials.add_argument("--plot", metavar="FILE", help="draw loss over repair time into FILE, a PNG")
+    trials.add_argument("--chart", action="store_true", help="draw the same in the terminal")
+    trials.add_argument("--json", action="store_true", help="print everything as one JSON object")
+
+
 def _command(
     commands: argparse._SubParsersAction[_Parser], name: str, target: str, summary: str, description: str
 ) -> argparse.ArgumentParser:
@@ -214,6 +269,21 @@ def _worker_count(text: str) -> int:
     if not text.isdigit() or int(text) > 256:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes from 0 to 256")
     return int(text)
+
+
+def _quantity(kind: str) -> Callable[[str], float]:
+    """The reader of one kind of amount, from objfs.durability.quantities."""
+
+    def read(text: str) -> float:
+        from objfs.durability import quantities
+
+        try:
+            value: float = getattr(quantities, kind)(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return value
+
+    return read
 
 
 def _version() -> str:

@@ -1,0 +1,68 @@
+"""objfs durability: how likely objects are to be lost, for the store at hand or a thought one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from engine.measured import read_measured
+from objfs.cli import DEFAULT_CODE, CommandFailed
+from objfs.commands.stores import parse_code
+from objfs.durability.assessment import assess, curve
+from objfs.durability.at_hand import measured_figures, read_layout, stored_bytes
+from objfs.durability.figures import DEFAULTS, make_figures
+from objfs.durability.layout import Layout, hypothetical_places, make_layout
+from objfs.durability.report import as_json, render
+
+CURVE_TRIALS_SHARE = 5  # a curve has many points: each gets this fraction of the trials
+CURVE_TRIALS_MIN = 2000
+
+
+def durability(arguments: argparse.Namespace) -> int:
+    data = Path(arguments.data)
+    given = {name: float(getattr(arguments, name)) for name in DEFAULTS if getattr(arguments, name) is not None}
+    measured = read_measured(data)
+    thought = arguments.code or arguments.nodes or arguments.domains or arguments.domain
+    layout = hypothetical_layout(arguments) if thought else read_layout(data)
+    counted: dict[str, float] = {}
+    if not thought and "node_bytes" not in given and not measured.stored_bytes_per_node:
+        counted["node_bytes"] = float(stored_bytes(data))
+    figures = make_figures(given, measured_figures(measured, with_stored=not thought), counted)
+    assessment = assess(layout, figures, arguments.trials, arguments.seed, measured.scrub_bytes_per_second)
+    points = []
+    if arguments.plot or arguments.chart:
+        trials = max(arguments.trials // CURVE_TRIALS_SHARE, CURVE_TRIALS_MIN)
+        points = curve(layout, figures, trials, arguments.seed)
+    if arguments.plot:
+        from objfs.durability.plot import write_png
+
+        write_png(Path(arguments.plot), assessment, points)
+    if arguments.json:
+        print(json.dumps(as_json(assessment), indent=2))
+    else:
+        print(render(assessment))
+    if arguments.chart:
+        from objfs.durability.plot import terminal_chart
+
+        print("\n" + terminal_chart(assessment, points))
+    return 0
+
+
+def hypothetical_layout(arguments: argparse.Namespace) -> Layout:
+    k, m = parse_code(arguments.code or DEFAULT_CODE)
+    named = arguments.domain
+    if named and arguments.domains:
+        raise CommandFailed("--domains deals nodes to racks and --domain names each node's; give one of them")
+    if named and arguments.nodes not in (None, len(named)):
+        raise CommandFailed(f"--nodes {arguments.nodes} but {len(named)} times --domain; give --domain once per node")
+    for domain in named:
+        if len(domain.split("/")) > 3 or not all(domain.split("/")):
+            raise CommandFailed(f"--domain {domain} is not ZONE, ZONE/RACK or ZONE/RACK/HOST")
+    nodes = arguments.nodes or len(named) or k + m
+    if arguments.domains and arguments.domains > nodes:
+        raise CommandFailed(f"--domains {arguments.domains} are more than the {nodes} nodes; give fewer")
+    notes = []
+    if not named and not arguments.domains:
+        notes.append("no domains given: every node counts as a host and a rack of its own; see --domains")
+    return make_layout(k, m, hypothetical_places(nodes, arguments.domains, named), "a thought layout", notes)

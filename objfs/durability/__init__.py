@@ -1,0 +1,1 @@
+"""How likely objects are to be lost: layouts, rates, and three ways to compute the number."""
