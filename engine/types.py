@@ -205,6 +205,7 @@ class Version(Struct, frozen=True, omit_defaults=True):
     storage_class: str = "STANDARD"
     owner: str = ""
     is_latest: bool = True
+    changed_lsn: int = 0  # of the last change of its tags or attributes; 0: none since it was published
 
     @property
     def is_multipart(self) -> bool:

@@ -226,6 +226,26 @@ class SqliteKeymap:
         for (body,) in self._db.execute("SELECT body FROM parts WHERE lsn > ?", (after_lsn,)):
             yield _decode_part(body).manifest
 
+    def all_versions(self, bucket: str) -> Iterator[Version]:
+        bucket_id = find_bucket(self._db, bucket).bucket_id
+        for table in ("keys", "history"):
+            select = f"SELECT {WHOLE} FROM {table} WHERE bucket_id = ?"
+            for row in self._db.execute(select, (bucket_id,)):
+                yield version_of(bucket, row, is_latest=table == "keys")
+
+    def all_uploads(self) -> Iterator[Upload]:
+        for (body,) in self._db.execute("SELECT body FROM uploads"):
+            yield _decode_upload(body)
+
+    def all_parts(self) -> Iterator[Part]:
+        for (body,) in self._db.execute("SELECT body FROM parts"):
+            yield _decode_part(body)
+
+    def all_chunks(self) -> Iterator[StoredChunk]:
+        select = "SELECT scope, chunk_id, length, stored, location, bucket_id FROM chunks"
+        for scope, chunk_id, length, stored, location, bucket_id in self._db.execute(select):
+            yield StoredChunk(scope, chunk_id, length, stored, decode_location(location), bucket_id)
+
     def journal_first_lsn(self) -> int:
         (value,) = self._db.execute("SELECT value FROM meta WHERE name = 'journal_first_lsn'").fetchone()
         return int(value)

@@ -33,6 +33,7 @@ class Rest(Struct, frozen=True, array_like=True, omit_defaults=True):
     attributes: Attributes | None = None
     checksum: Checksum | None = None
     parts: list[ObjectPart] = []
+    changed_lsn: int = 0
 
 
 _NO_REST = Rest()
@@ -66,6 +67,7 @@ def version_of(bucket: str, row: Row, *, is_latest: bool = True) -> Version:
         attributes=rest.attributes,
         checksum=rest.checksum,
         parts=rest.parts,
+        changed_lsn=rest.changed_lsn,
         manifest=manifest,
         is_latest=is_latest,
     )
@@ -73,7 +75,13 @@ def version_of(bucket: str, row: Row, *, is_latest: bool = True) -> Version:
 
 def rest_of(version: Version) -> bytes | None:
     rest = Rest(
-        version.headers, version.user_metadata, version.tags, version.attributes, version.checksum, version.parts
+        version.headers,
+        version.user_metadata,
+        version.tags,
+        version.attributes,
+        version.checksum,
+        version.parts,
+        version.changed_lsn,
     )
     return None if rest == _NO_REST else encode(rest)
 

@@ -126,6 +126,7 @@ class State:
             lsn=self.lsn,
             version_id=self.version_id(bucket),
             is_latest=True,
+            changed_lsn=0,
         )
         old = self.newest(bucket, new.key)
         if old is not None:
@@ -175,6 +176,7 @@ class State:
 
     def rewrite(self, bucket: Bucket, version: Version) -> Version:
         """Set tags and attributes of a version in place."""
+        version = replace(version, changed_lsn=self.lsn)
         if version.is_latest:
             where, values = "keys", (bucket.bucket_id, version.key)
             clause = "bucket_id = ? AND key = ?"
