@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
         return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
-        anyio.run(run_index, Path(arguments[0]))
+        anyio.run(run_index, Path(arguments[0]), backend_options={"use_uvloop": True})
     except StoreError as error:
         print(f"objfs: {error}", file=sys.stderr)
         return 1

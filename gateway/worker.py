@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import uvloop
+
 from engine.errors import StoreError
 from engine.store import Opening, open_store
 from gateway.app import Gateway
@@ -74,7 +76,7 @@ def run_worker(data: Path, host: str, port: int, *, ready: Callable[[], None]) -
     open, RuntimeError if the address cannot be served."""
     application = Application(data)
     try:
-        asyncio.run(_run(application, host, port, ready))
+        uvloop.run(_run(application, host, port, ready))
     except Exception:
         if application.failure is not None:
             raise application.failure from None

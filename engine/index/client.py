@@ -20,6 +20,7 @@ import msgspec
 from anyio.abc import ByteStream
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from engine import limits
 from engine.changes import Change, CommitResult, Origin
 from engine.errors import IndexUnavailable, StoreError
 from engine.index.page import PageReader
@@ -49,6 +50,7 @@ from engine.types import JournalLocation
 RETRY_SECONDS = 10.0
 RECONNECT_SECONDS = 0.1
 FEED_BATCHES_MAX = 64
+OUTBOX_BYTES_MAX = 2 * limits.COMMIT_BYTES_MAX  # more waits for the socket
 
 logger = logging.getLogger("objfs.index")
 
@@ -76,9 +78,11 @@ class IndexClient:
         self._nodes = nodes
         self._owner = owner
         self._page = PageReader(directory / "page")
-        self._stream: ByteStream | None = None
+        self._outbox: list[bytes] | None = None  # None: not connected
+        self._outbox_bytes = 0
+        self._posted = anyio.Event()  # something is in the outbox
+        self._sent = anyio.Event()  # the outbox was taken
         self._connected = anyio.Event()
-        self._sending = anyio.Lock()
         self._calls: dict[int, _Call] = {}
         self._feeds: dict[int, MemoryObjectSendStream[FeedBatch]] = {}
         self._next_call = 0
@@ -171,11 +175,12 @@ class IndexClient:
     async def _converse(self, stream: ByteStream, first: bool) -> None:
         self._page.reopen()
         self.keymap.reopen()
-        self._stream = stream
         try:
             await stream.send(encode(Hello(self._owner)))
+            self._outbox, self._outbox_bytes, self._posted = [], 0, anyio.Event()
             self._connected.set()
             async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._send_posted, stream)
                 if not first and self.on_reconnect is not None:
                     tasks.start_soon(self.on_reconnect)
                 reader = FrameReader(stream)
@@ -184,7 +189,8 @@ class IndexClient:
         except* (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
             logger.info("the index process went away; reconnecting")
         finally:
-            self._stream = None
+            self._outbox = None
+            self._sent.set()
             if self._connected.is_set():  # else callers wait on it still: it must not be swapped under them
                 self._connected = anyio.Event()
             calls, self._calls = self._calls, {}
@@ -237,14 +243,24 @@ class IndexClient:
         raise IndexUnavailable("the index process does not answer; is objfs serve running?")
 
     async def _send(self, message: ClientMessage) -> None:
-        stream = self._stream
-        async with self._sending:
-            # While we waited for our turn the connection may have ended, and its calls with it.
-            if stream is None or stream is not self._stream:
-                raise ConnectionLost("the index process went away")
-            # A half-sent message would spoil the stream for every other call.
-            with anyio.CancelScope(shield=True):
-                await stream.send(encode(message))
+        """Hand the message to the connection's sender. What a lost connection swallows is
+        sent again by _call()."""
+        if self._outbox is None:
+            raise ConnectionLost("the index process went away")
+        self._outbox.append(encode(message))
+        self._outbox_bytes += len(self._outbox[-1])
+        self._posted.set()
+        while self._outbox is not None and self._outbox_bytes > OUTBOX_BYTES_MAX:
+            await self._sent.wait()
+
+    async def _send_posted(self, stream: ByteStream) -> None:
+        while True:
+            await self._posted.wait()
+            self._posted = anyio.Event()
+            outbox, self._outbox, self._outbox_bytes = self._outbox or [], [], 0
+            self._sent.set()
+            self._sent = anyio.Event()
+            await stream.send(b"".join(outbox))
 
     async def _unsubscribe(self, number: int) -> None:
         if self._feeds.pop(number, None) is not None:

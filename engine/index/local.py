@@ -13,12 +13,14 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
+from anyio.abc import TaskGroup
 
 from engine import limits
 from engine.changes import Change, CommitResult, Condemn, Origin, Record, SetNode, Touched
@@ -44,13 +46,19 @@ ON_LOOP_BYTES = 256 * 1024  # a larger batch is written in a thread
 logger = logging.getLogger("objfs.index")
 
 
-class _Waiting:
-    __slots__ = ("change", "error", "lsn", "origin", "ready", "result", "touches")
+Done = Callable[["CommitResult | None", "StoreError | None"], None]
 
-    def __init__(self, change: Change, origin: Origin) -> None:
+
+class _Waiting:
+    """A change on its way; `done` is called once, on the event loop."""
+
+    __slots__ = ("change", "done", "durable", "error", "lsn", "origin", "result", "touches")
+
+    def __init__(self, change: Change, origin: Origin, durable: bool, done: Done) -> None:
         self.change = change
         self.origin = origin
-        self.ready = anyio.Event()
+        self.durable = durable
+        self.done = done
         self.lsn = 0
         self.touches = False  # whether any door may have something of it cached
         self.result: CommitResult | None = None
@@ -87,6 +95,8 @@ class LocalIndex:
         self._durable_lsn = end_lsn
         self._durable_changed = anyio.Event()
         self._stopped: WritesStopped | None = None  # why nothing becomes durable right now
+        self._undurable: deque[_Waiting] = deque()  # applied, to be answered once durable
+        self._tasks: TaskGroup | None = None
         self._ordered = anyio.Event()
         self._turn = anyio.Lock()
         self._ended = False
@@ -100,19 +110,62 @@ class LocalIndex:
     # -- Index -----------------------------------------------------------------
 
     async def commit(self, change: Change, origin: Origin, *, durable: bool = True) -> CommitResult:
+        answered = anyio.Event()
+        outcome: list[CommitResult | StoreError | None] = []
+
+        def done(result: CommitResult | None, error: StoreError | None) -> None:
+            outcome.append(error if error is not None else result)
+            answered.set()
+
+        await self.submit(change, origin, durable, done)
+        await answered.wait()
+        (found,) = outcome
+        if isinstance(found, StoreError):
+            raise found
+        assert found is not None, "a commit without error has a result"
+        return found
+
+    async def submit(self, change: Change, origin: Origin, durable: bool, done: Done) -> None:
+        """commit() without a task that waits: `done` is called with what commit() would
+        return or raise. Waits only while the queue is full. Raises IndexUnavailable."""
         if self._ended:
             raise IndexUnavailable("the index is shutting down")
-        waiting = _Waiting(change, origin)
-        await self._send.send(waiting)
-        await waiting.ready.wait()
-        if waiting.error is not None:
-            raise waiting.error
-        assert waiting.result is not None, "a commit without error has a result"
-        if durable:
-            await self.wait_durable(waiting.lsn)
-        if waiting.touches and self._feed.must_confirm():
-            await self._feed.wait_confirmed(waiting.lsn, origin.mount_id)
-        return waiting.result
+        waiting = _Waiting(change, origin, durable, done)
+        try:
+            self._send.send_nowait(waiting)
+        except anyio.WouldBlock:
+            await self._send.send(waiting)
+
+    def _applied(self, batch: list[_Waiting]) -> None:
+        """The batch is applied, or refused: answer whom nothing keeps waiting."""
+        for waiting in batch:
+            if waiting.error is None and waiting.durable and waiting.lsn > self._durable_lsn:
+                self._undurable.append(waiting)
+            else:
+                self._answer(waiting)
+        if self._stopped is not None and self._undurable:
+            self._refuse_undurable(self._stopped)
+
+    def _answer_durable(self) -> None:
+        while self._undurable and self._undurable[0].lsn <= self._durable_lsn:
+            self._answer(self._undurable.popleft())
+
+    def _refuse_undurable(self, stopped: WritesStopped) -> None:
+        while self._undurable:
+            waiting = self._undurable.popleft()
+            waiting.error = stopped
+            self._answer(waiting)
+
+    def _answer(self, waiting: _Waiting) -> None:
+        if waiting.error is None and waiting.touches and self._feed.must_confirm():
+            assert self._tasks is not None, "changes are decided while run() runs"
+            self._tasks.start_soon(self._answer_confirmed, waiting)
+        else:
+            waiting.done(waiting.result, waiting.error)
+
+    async def _answer_confirmed(self, waiting: _Waiting) -> None:
+        await self._feed.wait_confirmed(waiting.lsn, waiting.origin.mount_id)
+        waiting.done(waiting.result, None)
 
     async def freshen(self) -> None:
         """Nothing to wait for: what was answered was applied before."""
@@ -244,9 +297,9 @@ class LocalIndex:
 
     async def run(self) -> None:
         """Until cancelled; an error that leaves it ends the index."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._order)
-            tasks.start_soon(self._sync)
+        async with anyio.create_task_group() as self._tasks:
+            self._tasks.start_soon(self._order)
+            self._tasks.start_soon(self._sync)
 
     async def _order(self) -> None:
         async for first in self._receive:
@@ -279,7 +332,7 @@ class LocalIndex:
                 self._log.abandon(first_lsn)
                 for waiting in batch:
                     waiting.error = waiting.error or stopped
-                    waiting.ready.set()
+                self._applied(batch)
                 return
             reached(CrashSite.COMMIT_ORDERED)
             place_chunks(self._db, locations)
@@ -293,8 +346,7 @@ class LocalIndex:
             stamped = [Record(r.lsn, r.time_ns, self._log.epoch, r.origin, r.change) for r in records]
             self._feed.publish(stamped, without_duplicates(touched))
             self._ordered.set()
-        for waiting in batch:
-            waiting.ready.set()
+        self._applied(batch)
 
     def _note_condemned(self, records: list[Record]) -> None:
         newest = max((record.lsn for record in records if isinstance(record.change, Condemn)), default=0)
@@ -379,6 +431,9 @@ class LocalIndex:
             self._wake_durable()
 
     def _wake_durable(self) -> None:
+        if self._stopped is not None:
+            self._refuse_undurable(self._stopped)
+        self._answer_durable()
         self._durable_changed.set()
         self._durable_changed = anyio.Event()
 

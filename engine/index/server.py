@@ -13,7 +13,9 @@ import msgspec
 from anyio.abc import ByteStream, TaskGroup
 
 from engine import limits
+from engine.changes import CommitResult
 from engine.errors import StoreError
+from engine.index.local import LocalIndex
 from engine.index.sockets import listen
 from engine.index.wire import (
     AskCall,
@@ -26,14 +28,13 @@ from engine.index.wire import (
     FrameReader,
     Hello,
     Reply,
-    ServerMessage,
     SubscribeCall,
     UnsubscribeCall,
     client_decoder,
     encode,
     error_reply,
 )
-from engine.interfaces import Confirm, Index
+from engine.interfaces import Confirm
 
 SOCKET_NAME = "index.sock"
 CALLS_MAX = limits.COMMIT_QUEUE_MAX  # in flight per connection; more wait in the socket
@@ -44,7 +45,7 @@ logger = logging.getLogger("objfs.index")
 OwnerGone = Callable[[str], Awaitable[None]]
 
 
-async def serve_index(index: Index, directory: Path, *, on_owner_gone: OwnerGone) -> None:
+async def serve_index(index: LocalIndex, directory: Path, *, on_owner_gone: OwnerGone) -> None:
     """Serve until cancelled. `on_owner_gone` is told the owner name of each connection
     that ended, so that its open segments can be sealed."""
     listener = await listen(directory / SOCKET_NAME)
@@ -66,11 +67,15 @@ async def serve_index(index: Index, directory: Path, *, on_owner_gone: OwnerGone
 
 
 class _Connection:
-    def __init__(self, index: Index, stream: ByteStream) -> None:
+    def __init__(self, index: LocalIndex, stream: ByteStream) -> None:
         self.owner = ""
         self._index = index
         self._stream = stream
         self._sending = anyio.Lock()
+        self._in_flight = 0  # commits
+        self._landed = anyio.Event()  # one of them was answered
+        self._outbox: list[bytes] = []
+        self._posted = anyio.Event()
         self._slots = anyio.CapacityLimiter(CALLS_MAX)
         self._confirms: dict[int, list[Confirm]] = {}
         self._following: dict[int, anyio.CancelScope] = {}
@@ -79,6 +84,7 @@ class _Connection:
         reader = FrameReader(self._stream)
         try:
             async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._send_posted)
                 while True:
                     try:
                         message = client_decoder.decode(await reader.read())
@@ -106,24 +112,42 @@ class _Connection:
                 following = self._following.get(message.subscription)
                 if following is not None:
                     following.cancel()
-            case CommitCall() | DurableCall() | AskCall():
+            case CommitCall():
+                await self._commit(message)
+            case DurableCall() | AskCall():
                 await self._slots.acquire_on_behalf_of(message.call)
                 tasks.start_soon(self._answer, message)
 
-    async def _answer(self, message: CommitCall | DurableCall | AskCall) -> None:
+    async def _commit(self, message: CommitCall) -> None:
+        """The hot path: no task per commit, and answers of one batch share a send."""
+        call = message.call
+        while self._in_flight >= CALLS_MAX:
+            await self._landed.wait()
+        self._in_flight += 1
+
+        def done(result: CommitResult | None, error: StoreError | None) -> None:
+            self._in_flight -= 1
+            if self._in_flight == CALLS_MAX - 1:
+                self._landed.set()
+                self._landed = anyio.Event()
+            self._post(Reply(call, result=result) if error is None else error_reply(call, error))
+
+        try:
+            await self._index.submit(message.change, message.origin, message.durable, done)
+        except StoreError as error:
+            done(None, error)
+
+    async def _answer(self, message: DurableCall | AskCall) -> None:
         try:
             reply = await self._decide(message)
         except StoreError as error:
             reply = error_reply(message.call, error)
         finally:
             self._slots.release_on_behalf_of(message.call)
-        await self._send(reply)
+        self._post(reply)
 
-    async def _decide(self, message: CommitCall | DurableCall | AskCall) -> Reply:
+    async def _decide(self, message: DurableCall | AskCall) -> Reply:
         match message:
-            case CommitCall():
-                result = await self._index.commit(message.change, message.origin, durable=message.durable)
-                return Reply(message.call, result=result)
             case DurableCall():
                 await self._index.wait_durable(message.lsn)
                 return Reply(message.call)
@@ -147,9 +171,20 @@ class _Connection:
                 async for batch, confirm in batches:
                     if message.confirms:
                         confirms.append(confirm)
-                    await self._send(FeedPush(message.call, batch))
+                    await self._send(encode(FeedPush(message.call, batch)))
         del self._following[message.call], self._confirms[message.call]
 
-    async def _send(self, message: ServerMessage) -> None:
+    def _post(self, message: Reply) -> None:
+        self._outbox.append(encode(message))
+        self._posted.set()
+
+    async def _send_posted(self) -> None:
+        while True:
+            await self._posted.wait()
+            self._posted = anyio.Event()
+            outbox, self._outbox = self._outbox, []
+            await self._send(b"".join(outbox))
+
+    async def _send(self, messages: bytes) -> None:
         async with self._sending:
-            await self._stream.send(encode(message))
+            await self._stream.send(messages)
