@@ -299,10 +299,12 @@ class Spare(Struct, frozen=True, omit_defaults=True, tag="spare"):
 class DeleteSegments(Struct, frozen=True, omit_defaults=True, tag="delete_segments"):
     """Drop condemned segments and the `dead_chunks` chunks that still lie in them, which
     nothing names. Their files are deleted once this is durable. CollectionStopped if a
-    segment is not condemned or holds another number of chunks: nothing is changed then."""
+    segment is not condemned, holds another number of chunks, or was named by something
+    published after `as_of_lsn` (0: not asked): nothing is changed then."""
 
     segment_ids: list[int]
     dead_chunks: int
+    as_of_lsn: int = 0
 
 
 class DropJournal(Struct, frozen=True, omit_defaults=True, tag="drop_journal"):
@@ -313,6 +315,7 @@ class DropJournal(Struct, frozen=True, omit_defaults=True, tag="drop_journal"):
     before_lsn: int
     snapshot_lsn: int
     dead_chunks: int = 0
+    as_of_lsn: int = 0
 
 
 class SetNode(Struct, frozen=True, omit_defaults=True, tag="set_node"):

@@ -78,6 +78,8 @@ def decide(db: sqlite3.Connection, change: Change, *, lsn: int, time_ns: int, or
     if isinstance(change, PutVersion | PutPart | CompleteUpload):
         chunks.check_named(db, change.content)
     result = _APPLY[type(change)](state, change)
+    if isinstance(change, PutVersion | PutPart | CompleteUpload):
+        chunks.note_named(state, change.content)
     state.finish()
     return Decision(result, state.touched)
 

@@ -58,6 +58,8 @@ def delete_segments(state: State, change: DeleteSegments) -> CommitResult:
         if segment is None or not segment.condemned_lsn:
             raise CollectionStopped(f"segment {segment_id:016x} is not condemned; nothing was deleted")
     places = [(segment_id,) for segment_id in change.segment_ids]
+    for place in places:
+        _expect_unnamed(state.db, "container = ?", place, change.as_of_lsn)
     _expect(sum(_count(state.db, "container = ?", place) for place in places), change.dead_chunks, "the segments")
     for place in places:
         _drop_chunks(state, "container = ?", place)
@@ -77,6 +79,7 @@ def drop_journal(state: State, change: DropJournal) -> CommitResult:
     _expect(_count(state.db, inside, limits), change.dead_chunks, "the journal")
     stray = f"{inside} AND container NOT IN (SELECT container FROM condemned)"
     _expect(_count(state.db, stray, limits), 0, "the journal outside of what is condemned")
+    _expect_unnamed(state.db, inside, limits, change.as_of_lsn)
     _drop_chunks(state, inside, limits)
     state.db.execute(f"DELETE FROM condemned WHERE {inside}", limits)
     state.db.execute("UPDATE meta SET value = max(value, ?) WHERE name = 'journal_first_lsn'", (change.before_lsn,))
@@ -92,6 +95,15 @@ def _expect(found: int, expected: int, where: str) -> None:
     if found != expected:
         raise CollectionStopped(
             f"{found} chunks lie in {where} where {expected} were found dead; nothing was deleted, collect again"
+        )
+
+
+def _expect_unnamed(db: sqlite3.Connection, where: str, parameters: tuple[int, ...], as_of_lsn: int) -> None:
+    """Since the mark that found the dead, nothing may have named what lies there."""
+    (newest,) = db.execute(f"SELECT max(lsn) FROM condemned WHERE {where}", parameters).fetchone()
+    if as_of_lsn and newest is not None and newest > as_of_lsn:
+        raise CollectionStopped(
+            f"LSN {newest} names something that was to be deleted; nothing was deleted, collect again"
         )
 
 

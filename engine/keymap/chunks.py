@@ -96,6 +96,25 @@ def check_named(db: sqlite3.Connection, content: Content) -> None:
             raise WritesStopped("a chunk this content shares with deleted content is gone; write it again")
 
 
+def note_named(state: State, content: Content) -> None:
+    """A condemned container that something accepted now names is as if condemned now: what
+    was marked before says no longer what is dead in it (see DeleteSegments.as_of_lsn).
+    Pins end with their process, even when its last commit is still on its way."""
+    if state.db.execute("SELECT 1 FROM condemned LIMIT 1").fetchone() is None:
+        return
+    entries = content.manifest.entries
+    if any(isinstance(entry, TreeEntry) for entry in entries):  # whose leaves are not looked at here
+        state.db.execute("UPDATE condemned SET lsn = ?", (state.lsn,))
+        return
+    named = list({entry.chunk_id for entry in entries if isinstance(entry, ChunkEntry | SliceEntry)})
+    for start in range(0, len(named), _IDS_AT_ONCE):
+        some = named[start : start + _IDS_AT_ONCE]
+        places = ", ".join("?" * len(some))
+        select = f"SELECT container FROM chunks WHERE scope = ? AND chunk_id IN ({places})"
+        update = f"UPDATE condemned SET lsn = ? WHERE container IN ({select})"
+        state.db.execute(update, (state.lsn, content.manifest.scope, *some))
+
+
 def insert_chunks(state: State, chunks: Sequence[NewChunk], bucket: Bucket) -> None:
     """Take in chunks the keymap does not know; what it knows keeps its place, unless that
     is condemned. A riding chunk is _UNPLACED until place_chunks(), in the same
