@@ -31,6 +31,7 @@ from engine.errors import (
 )
 from engine.frames import read_header, verify_frame
 from engine.interfaces import Buffer, Node
+from engine.segments.checking import inspect_file
 from engine.segments.format import (
     FILE_HEADER_BYTES,
     FOOTER_BYTES,
@@ -47,14 +48,12 @@ from engine.segments.format import (
     encode_file_header,
     encode_stripe_header,
     fragment_name,
-    stripe_pattern,
     verify_payload,
 )
+from engine.segments.rebuild import SCRATCH, Target, rebuild_now
+from engine.segments.sweep import search_stripe
 from engine.segments.writer import encode_tail
 from engine.types import Segment, SegmentLocation, SegmentState
-
-SEARCH_BYTES = 1024 * 1024
-SCRATCH = ".rebuild"  # ends the name of a fragment file that is being written anew
 
 logger = logging.getLogger("objfs.segments")
 
@@ -130,22 +129,24 @@ def rebuild_fragments(segment: Segment, missing_indexes: Sequence[int], nodes: M
     """Write the fragment files of `missing_indexes` anew from the others, on the nodes the
     segment names. What stood there and was damaged is quarantined. Raises Unreadable, and
     the target nodes' errors."""
-    assert segment.state is SegmentState.SEALED, "an open segment is its writer's business"
     there = _present(segment, nodes)
-    marks, entries = _survey(segment, there)
-    if len(there) < segment.k or len(marks) < segment.stripes:
+    absent = [segment.node_ids[index] for index in missing_indexes if index not in there]
+    if absent:
+        raise NodeUnavailable(f"node {', '.join(absent)} is not there to take a fragment")
+    store_id = _store_id(segment, there)
+    sources = {index: node for index, node in there.items() if index not in missing_indexes}
+    if len(sources) < segment.k:
         raise Unreadable(
-            f"segment {segment.segment_id:016x}: {len(marks)} of {segment.stripes} stripes found on "
-            f"{len(there)} nodes; bring back its other nodes"
+            f"segment {segment.segment_id:016x} has {len(sources)} fragments to rebuild from and needs {segment.k}; "
+            "bring back its other nodes"
         )
-    stored = read_directory(segment, nodes)
-    end = marks[-1].end if marks else FILE_HEADER_BYTES
-    tail, size = encode_tail(segment, entries if stored is None else stored, segment.stripes, end)
-    assert size == segment.size, "a sealed segment never changes its size"
+    targets = []
     for index in missing_indexes:
-        if index not in there:
-            raise NodeUnavailable(f"node {segment.node_ids[index]} is not there to take fragment {index}")
-        _rewrite(segment, index, there[index], there, marks, tail[index])
+        whole, aside = inspect_file(segment, index, there[index], store_id)
+        if not whole:
+            targets.append(Target(index, there[index], aside))
+    if targets:
+        rebuild_now(segment, targets, sources, store_id)
 
 
 def read_directory(segment: Segment, nodes: Mapping[str, Node]) -> list[DirectoryEntry] | None:
@@ -271,28 +272,9 @@ def _search(segment: Segment, offset: int, there: Mapping[int, Node]) -> int | N
     found = [
         position
         for index, node in there.items()
-        if (position := _search_file(segment, index, node, offset + 1)) is not None
+        if (position := search_stripe(segment, index, node, offset + 1)) is not None
     ]
     return min(found, default=None)
-
-
-def _search_file(segment: Segment, index: int, node: Node, offset: int) -> int | None:
-    name, pattern = fragment_name(segment.segment_id, index), stripe_pattern(segment.segment_id, index)
-    while True:
-        try:
-            content = node.read(name, offset, SEARCH_BYTES + STRIPE_HEADER_BYTES)
-        except StoreError:
-            return None
-        position = content.find(pattern)
-        while position >= 0:
-            try:
-                decode_stripe_header(content[position : position + STRIPE_HEADER_BYTES], segment.segment_id, index)
-                return offset + position
-            except FragmentCorrupt:
-                position = content.find(pattern, position + 1)
-        if len(content) <= STRIPE_HEADER_BYTES:
-            return None
-        offset += max(len(content) - STRIPE_HEADER_BYTES, 1)
 
 
 def _frames_of(segment: Segment, stripe: Stripe) -> Iterator[DirectoryEntry]:
