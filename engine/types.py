@@ -300,6 +300,7 @@ class NodeEntry(Struct, frozen=True, omit_defaults=True):
     domain: str = ""
     state: NodeState = NodeState.HEALTHY
     generation: int = 1  # raised when the node's place is taken by an empty one
+    since_ns: int = 0  # when it came into its state (0: before this was noted)
 
 
 class SegmentState(StrEnum):

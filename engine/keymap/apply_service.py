@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
+import msgspec
 from msgspec.structs import replace
 
 from engine.changes import (
@@ -34,6 +35,9 @@ from engine.types import Bucket, NodeEntry, Versioning
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", re.ASCII)
 _PREFIXES = ("xn--", "sthree-", "amzn-s3-demo-")
 _SUFFIXES = ("-s3alias", "--ol-s3", ".mrap", "--x-s3", "--table-s3")
+
+
+_decode_node = msgspec.msgpack.Decoder(NodeEntry).decode
 
 
 def check_bucket_name(name: str) -> None:
@@ -128,8 +132,16 @@ def delete_user(state: State, change: DeleteUser) -> CommitResult:
 
 
 def set_node(state: State, change: SetNode) -> CommitResult:
+    row = state.db.execute("SELECT body FROM nodes WHERE node_id = ?", (change.node_id,)).fetchone()
+    before = None if row is None else _decode_node(row[0])
+    unchanged = before is not None and before.state is change.state
     node = NodeEntry(
-        change.node_id, change.path, domain=change.domain, state=change.state, generation=change.generation
+        change.node_id,
+        change.path,
+        domain=change.domain,
+        state=change.state,
+        generation=change.generation,
+        since_ns=before.since_ns if before is not None and unchanged else state.time_ns,
     )
     state.db.execute("INSERT OR REPLACE INTO nodes (node_id, body) VALUES (?, ?)", (node.node_id, encode(node)))
     return _done(state)
