@@ -6,11 +6,12 @@ whichever replica has it undamaged. Blocking; nothing here writes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 
 import anyio.to_thread
 
-from engine.errors import JournalCorrupt, StoreError, UnknownFormat, Unreadable
+from engine.errors import JournalCorrupt, StoreError, UnknownFormat, Unreadable, WrongStore
 from engine.frames import verify_frame
 from engine.interfaces import Node
 from engine.journal.records import (
@@ -19,46 +20,70 @@ from engine.journal.records import (
     RawRecord,
     check_file_header,
     decode_epoch,
+    decode_payload,
     decode_record,
+    epoch_name,
+    find_records,
     journal_name,
     parse_journal_name,
 )
 from engine.types import JournalLocation
 
 FileKey = tuple[int, int]  # (epoch, first LSN)
+EPOCH_BYTES_MAX = 1 << 20
+
+logger = logging.getLogger("objfs.journal")
 
 
-async def read_journal_frame(nodes: Mapping[str, Node], location: JournalLocation) -> bytes:
-    """A riding frame, verified, from any good replica. Raises Unreadable."""
+async def read_journal_frame(
+    nodes: Mapping[str, Node], location: JournalLocation, chunk_id: bytes | None = None
+) -> bytes:
+    """A riding frame, verified (and that of `chunk_id`, if given), from any good replica.
+    Raises Unreadable."""
     name = journal_name(location.epoch, location.first_lsn)
-    frame = _read_frame(nodes, name, location)
+    frame = _read_frame(nodes, name, location, chunk_id)
     if frame is None:
-        frame = await anyio.to_thread.run_sync(_read_frame, dict(nodes), name, location)
+        frame = await anyio.to_thread.run_sync(_read_frame, dict(nodes), name, location, chunk_id)
     if frame is None:
         raise Unreadable(f"{name} cannot be read at {location.offset} from any node; run objfs status")
     return frame
 
 
-def _read_frame(nodes: Mapping[str, Node], name: str, location: JournalLocation) -> bytes | None:
+def _read_frame(
+    nodes: Mapping[str, Node], name: str, location: JournalLocation, chunk_id: bytes | None
+) -> bytes | None:
     for node in list(nodes.values()):
         try:
             frame = node.read(name, location.offset, location.length)
-            verify_frame(frame)
+            found = verify_frame(frame)
         except StoreError:
             continue  # the next replica; maintenance finds out what is wrong with this one
-        return frame
+        if chunk_id is None or found.chunk_id == chunk_id:
+            return frame
     return None
 
 
-def read_epochs(nodes: Mapping[str, Node], store_id: str) -> dict[int, Epoch]:
-    """Every epoch any node knows."""
+def epochs_on(node: Node, store_id: str) -> dict[int, Epoch]:
+    """The epochs one node knows; a file that is damaged, in another's place or another
+    store's counts as absent. Raises UnknownFormat, naming the file."""
     epochs: dict[int, Epoch] = {}
-    for node in nodes.values():
-        for name in node.list("journal/"):
-            if name.endswith(".epoch"):
-                epoch = decode_epoch(node.read(name, 0, 1 << 20), store_id)
-                if epoch is not None:
-                    epochs[epoch.number] = epoch
+    try:
+        names = [name for name in node.list("journal/") if name.endswith(".epoch")]
+    except StoreError as error:
+        logger.warning("the journal of node %s is left out: %s", node.path, error)
+        return epochs
+    for name in names:
+        try:
+            epoch = decode_epoch(node.read(name, 0, EPOCH_BYTES_MAX), store_id)
+        except UnknownFormat as error:
+            raise UnknownFormat(f"{node.path}/{name}: {error}") from error
+        except StoreError as error:
+            logger.warning("%s/%s is left out: %s", node.path, name, error)
+            continue
+        if epoch is None or epoch_name(epoch.number) != name:
+            logger.warning("%s/%s is left out: it is damaged or another epoch's", node.path, name)
+        else:
+            epochs[epoch.number] = epoch
     return epochs
 
 
@@ -83,16 +108,18 @@ class MergedFile:
         self.epoch, self.first_lsn = key
         self.name = journal_name(*key)
         self._replicas: list[bytes] = []
+        self._headless: list[bytes] = []  # replicas whose file header is damaged: witnesses, not sources
         self._waiting = list(nodes.values())
         self._store_id = store_id
         self.end = FILE_HEADER_BYTES
+        self.next_lsn = self.first_lsn
 
     def records(self) -> Iterator[tuple[int, RawRecord]]:
         """(offset, record) until the first record that is whole nowhere. After the last,
         `end` is where the file's good bytes end."""
         offset, lsn = FILE_HEADER_BYTES, self.first_lsn
         while True:
-            self.end = offset
+            self.end, self.next_lsn = offset, lsn
             record = self._record_at(offset, lsn)
             if record is None:
                 return
@@ -120,11 +147,29 @@ class MergedFile:
                 raise JournalCorrupt(f"{self.name} changed while it was read")
         return self._replicas[0][:FILE_HEADER_BYTES] + b"".join(pieces)
 
+    def proven_durable(self) -> int:
+        """Up to where records behind `end` say that the journal was durable when they were
+        written: 0 behind a torn tail. Only after records() was exhausted."""
+        return max((min(decode_payload(raw).durable_lsn, raw.lsn - 1) for raw in self._behind_end()), default=0)
+
+    def goes_on(self) -> bool:
+        """Whether any replica has whole records behind `end`; like proven_durable()."""
+        return next(self._behind_end(), None) is not None
+
+    def _behind_end(self) -> Iterator[RawRecord]:
+        remains = [(replica, self.end) for replica in self._replicas]
+        remains += [(replica, FILE_HEADER_BYTES) for replica in self._headless]
+        for replica, offset in remains:
+            yield from (raw for raw in find_records(replica, offset, self.epoch) if raw.lsn >= self.first_lsn)
+
     def _record_at(self, offset: int, lsn: int) -> RawRecord | None:
         position = 0
         while True:
             for replica in self._replicas[position:]:
-                record = decode_record(replica, offset, self.epoch)
+                try:
+                    record = decode_record(replica, offset, self.epoch)
+                except UnknownFormat as error:
+                    raise UnknownFormat(f"{self.name} at {offset}: {error}") from error
                 if record is not None and record.lsn == lsn:
                     return record
             position = len(self._replicas)
@@ -137,11 +182,19 @@ class MergedFile:
             node = self._waiting.pop(0)
             try:
                 content = node.read(self.name, 0, node.size(self.name))
-                check_file_header(content[:FILE_HEADER_BYTES], self._store_id, self.epoch, self.first_lsn)
-            except UnknownFormat:
-                raise
             except StoreError:
                 continue  # absent or unusable here; if it is so everywhere, records() ends
+            try:
+                check_file_header(content[:FILE_HEADER_BYTES], self._store_id, self.epoch, self.first_lsn)
+            except UnknownFormat as error:
+                raise UnknownFormat(f"{node.path}/{self.name}: {error}") from error
+            except WrongStore as error:
+                logger.warning("%s/%s is left out: %s", node.path, self.name, error)
+                continue
+            except JournalCorrupt as error:
+                logger.warning("%s/%s is left out: %s", node.path, self.name, error)
+                self._headless.append(content)
+                continue
             self._replicas.append(content)
             return True
         return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import xxhash
@@ -26,6 +26,7 @@ RECORD_MAGIC = 0x4A52_4F31  # "1ORJ"
 _FILE_HEADER = struct.Struct("<8sHH16sQQ")  # magic, version, reserved, store id, epoch, first lsn
 FILE_HEADER_BYTES = 48
 _RECORD_HEADER = struct.Struct("<IHHIIQQQ")  # magic, version, reserved, payload, attachments, lsn, epoch, xxh3
+_MAGIC_BYTES = RECORD_MAGIC.to_bytes(4, "little")
 _CRC = struct.Struct("<I")  # CRC-32 of the header before it
 RECORD_HEADER_BYTES = _RECORD_HEADER.size + _CRC.size
 
@@ -34,13 +35,16 @@ assert _FILE_HEADER.size + _CRC.size == FILE_HEADER_BYTES
 
 class Payload(Struct, frozen=True, array_like=True):
     """What a record's payload decodes to. `frame_lengths` are those of the attachments, in
-    the order of the change's new chunks that ride."""
+    the order of the change's new chunks that ride. `durable_lsn`: up to where the journal
+    was durable when this was written, so that a record damaged everywhere with whole ones
+    behind it is told from a torn tail."""
 
     lsn: int
     time_ns: int
     origin: Origin
     change: Change
     frame_lengths: list[int] = []
+    durable_lsn: int = 0
 
 
 class RawRecord(Struct, frozen=True):
@@ -156,11 +160,25 @@ def decode_record(content: Buffer, offset: int, epoch: int) -> RawRecord | None:
 # -- records and changes -------------------------------------------------------
 
 
-def encode_record(lsn: int, time_ns: int, origin: Origin, change: Change) -> RawRecord:
+def encode_record(lsn: int, time_ns: int, origin: Origin, change: Change, durable_lsn: int = 0) -> RawRecord:
     """Move the frames out of the change and encode the rest."""
     riding = [chunk.frame for chunk in new_chunks(change) if chunk.frame is not None]
-    payload = Payload(lsn, time_ns, origin, without_frames(change), [len(frame) for frame in riding])
+    payload = Payload(lsn, time_ns, origin, without_frames(change), [len(frame) for frame in riding], durable_lsn)
     return RawRecord(lsn, _encoder.encode(payload), b"".join(riding))
+
+
+def find_records(content: Buffer, offset: int, epoch: int) -> Iterator[RawRecord]:
+    """Whole records of the epoch anywhere behind `offset`: what damage may have left."""
+    whole = bytes(content)
+    position = whole.find(_MAGIC_BYTES, offset)
+    while position >= 0:
+        try:
+            record = decode_record(whole, position, epoch)
+            if record is not None and decode_payload(record).lsn == record.lsn:
+                yield record
+        except (UnknownFormat, msgspec.MsgspecError):
+            record = None  # it says nothing to this release
+        position = whole.find(_MAGIC_BYTES, position + (1 if record is None else record.length))
 
 
 def decode_payload(raw: RawRecord) -> Payload:

@@ -2,27 +2,36 @@
 replicas. Blocking.
 
 The highest epoch wins; records of an earlier epoch from a later one's first LSN on are
-overruled. In the last epoch the journal ends at the first record that is whole nowhere;
-in earlier ones such a record is damage, and opening is refused.
+overruled. In the last epoch the journal ends at the first record that is whole nowhere,
+unless a record behind it says that it had been durable: that is damage, not a torn tail.
+Then, and wherever a record of an earlier epoch is missing, opening is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 
 from engine.crash_sites import CrashSite, reached
 from engine.errors import JournalCorrupt, NodeUnavailable, StoreError
 from engine.interfaces import Node
-from engine.journal.reading import FileKey, MergedFile, list_files, read_epochs
-from engine.journal.records import RawRecord, journal_name
+from engine.journal.reading import FileKey, MergedFile, epochs_on, list_files
+from engine.journal.records import Epoch, RawRecord, decode_payload, encode_epoch, epoch_name, journal_name
+
+logger = logging.getLogger("objfs.journal")
 
 
 class JournalScan:
     """What the nodes hold of the journal, found at open."""
 
     def __init__(self, nodes: Mapping[str, Node], store_id: str) -> None:
-        self.epochs = read_epochs(nodes, store_id)
+        self._known = {node_id: epochs_on(node, store_id) for node_id, node in nodes.items()}
+        self.epochs = {number: epoch for known in self._known.values() for number, epoch in known.items()}
         self.files = list_files(nodes)
+        for number, first_lsn in sorted(self.files, reverse=True):
+            if number not in self.epochs or self.epochs[number].first_lsn > first_lsn:
+                # Its epoch file is damaged everywhere, but a journal file's header says as much.
+                self.epochs[number] = Epoch(number, first_lsn, [], store_id)
         self._nodes = nodes
         self._store_id = store_id
         self.last_epoch = max(self.epochs, default=0)
@@ -38,23 +47,56 @@ class JournalScan:
 
     def records(self, from_lsn: int) -> Iterator[tuple[FileKey, int, RawRecord]]:
         """(file, offset, record) of every record from `from_lsn` on, in order."""
-        expected = None
+        expected = from_lsn
         for key in self._order(from_lsn):
-            epoch, _ = key
-            limit = self._overruled_from(epoch)
-            for offset, record in MergedFile(self._nodes, key, self._store_id).records():
+            limit = self._overruled_from(key[0])
+            merged = MergedFile(self._nodes, key, self._store_id)
+            for offset, record in merged.records():
                 if limit is not None and record.lsn >= limit:
                     break
-                if expected is not None and record.lsn != expected:
-                    raise JournalCorrupt(f"journal records {expected} to {record.lsn - 1} are whole on no node")
-                if expected is None and record.lsn > from_lsn:
-                    raise JournalCorrupt(f"journal records {from_lsn} to {record.lsn - 1} are whole on no node")
+                if record.lsn < from_lsn:
+                    continue  # in a file that holds later ones too, or came back with an old disk
+                if record.lsn != expected:
+                    self._judge_gap(key, expected, record.lsn - 1, decode_payload(record).durable_lsn)
+                    continue  # never durable, like all behind the gap
                 expected = record.lsn + 1
-                if record.lsn >= from_lsn:
-                    yield key, offset, record
-        if expected is not None and self.last_epoch and expected < self.epochs[self.last_epoch].first_lsn:
-            last = self.epochs[self.last_epoch]
-            raise JournalCorrupt(f"journal records {expected} to {last.first_lsn - 1} are whole on no node")
+                yield key, offset, record
+            if key[0] == self.last_epoch:
+                first_missing, proven = max(expected, merged.next_lsn), merged.proven_durable()
+                if proven >= first_missing:
+                    self._judge_gap(key, first_missing, proven, proven)
+        if self.last_epoch and expected < self.epochs[self.last_epoch].first_lsn:
+            raise _missing(expected, self.epochs[self.last_epoch].first_lsn - 1)
+
+    def _judge_gap(self, key: FileKey, first: int, last: int, durable_lsn: int) -> None:
+        """Records `first` to `last` are whole nowhere, and one in the file behind them says
+        what was durable then. Raises JournalCorrupt unless it is the last epoch's tail,
+        which a power loss may have left in any state."""
+        if key[0] != self.last_epoch or first < self.epochs[key[0]].first_lsn or durable_lsn >= first:
+            raise _missing(first, last, f"; {journal_name(*key)} goes on behind them")
+
+    def unsynced_files(self, end_lsn: int, durable_lsn: int) -> list[FileKey]:
+        """Files with records that may not be synced on m+1 nodes: those of the last epoch
+        beyond `durable_lsn`, up to the journal's end."""
+        keys = sorted(self.files)
+        following = [first for _, first in keys[1:]]
+        last = [
+            key
+            for key, next_first in zip(keys, [*following, end_lsn + 2], strict=True)
+            if key[0] == self.last_epoch and key[1] <= end_lsn + 1 and next_first > durable_lsn + 1
+        ]
+        return last or keys[-1:]
+
+    def nodes_behind(self) -> list[str]:
+        """Nodes without the epoch file of the newest journal file, though all healthy ones
+        had it before that file was made: they were away, or an old copy of them is back."""
+        newest = max(self.files, default=(0, 0))[0]
+        knowing = {node_id for node_id, epochs in self._known.items() if newest in epochs}
+        return sorted(set(self._known) - knowing) if knowing else []
+
+    def bytes_from(self, from_lsn: int) -> int:
+        """How much there is to read for records(from_lsn), about."""
+        return sum(max(self.files[key].values(), default=0) for key in self._order(from_lsn))
 
     def _order(self, from_lsn: int) -> list[FileKey]:
         """Files that may hold records from `from_lsn` on, in order of LSN."""
@@ -76,13 +118,60 @@ class JournalScan:
         return min(later, default=None)
 
 
-def heal_file(nodes: Mapping[str, Node], key: FileKey, store_id: str, copies: int, candidates: list[str]) -> int:
+def superfluous_files(files: Iterable[FileKey], before_lsn: int) -> list[FileKey]:
+    """Of journal files those that hold no record from `before_lsn` on that counts: a later
+    file begins there or before. So a file that an old disk brings back is recognised too."""
+    known = sorted(files)
+    begins = [first for _, first in known]
+    return [key for place, key in enumerate(known) if any(first <= before_lsn for first in begins[place + 1 :])]
+
+
+def superfluous_epochs(epochs: Mapping[int, Epoch], before_lsn: int) -> list[int]:
+    """Epochs that a later one overrules from `before_lsn` or earlier on."""
+    return [
+        number
+        for number in epochs
+        if any(later.number > number and later.first_lsn <= before_lsn for later in epochs.values())
+    ]
+
+
+def _missing(first: int, last: int, where: str = "") -> JournalCorrupt:
+    named = f"record {first} is" if first >= last else f"records {first} to {last} are"
+    return JournalCorrupt(
+        f"journal {named} whole on no node{where}: nothing was changed; bring back the nodes that are missing, or "
+        "put back a copy of their journal files"
+    )
+
+
+def heal_epochs(nodes: Mapping[str, Node], store_id: str) -> None:
+    """Give every node the epoch files the others have."""
+    known = {node_id: epochs_on(node, store_id) for node_id, node in nodes.items()}
+    epochs = {number: epoch for of_node in known.values() for number, epoch in of_node.items()}
+    for node_id, node in nodes.items():
+        for number in sorted(set(epochs).difference(known[node_id])):
+            node.write_whole(epoch_name(number), encode_epoch(epochs[number]))
+
+
+def heal_file(
+    nodes: Mapping[str, Node],
+    key: FileKey,
+    store_id: str,
+    copies: int,
+    candidates: list[str],
+    *,
+    torn_tail: bool = False,
+) -> int:
     """Bring one journal file to `copies` whole, synced replicas on `candidates` (in order
-    of preference; holders first). Returns how many there are then."""
+    of preference; holders first). Returns how many there are then. A file with whole
+    records behind one that is whole nowhere is left as it is, unless they are known to be
+    a `torn_tail`."""
     merged = MergedFile(nodes, key, store_id)
     for _ in merged.records():
         pass
     if not merged.found:
+        return 0
+    if not torn_tail and merged.goes_on():
+        logger.error("%s is damaged at %d on every node that is there; it is left as it is", merged.name, merged.end)
         return 0
     name = journal_name(*key)
     content: bytes | None = None
