@@ -231,7 +231,7 @@ def _add_durability(commands: argparse._SubParsersAction[_Parser]) -> None:
     trials.add_argument(
         "--trials",
         type=_quantity("trials"),
-        default=100_000,
+        default=40_000,
         metavar="N",
         help="episodes played out (default %(default)s)",
     )

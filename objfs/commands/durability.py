@@ -1,4 +1,4 @@
-"""objfs durability: how likely objects are to be lost, for the store at hand or a thought one."""
+"""objfs durability: how likely objects are to be lost, for the store at hand or a hypothetical one."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def durability(arguments: argparse.Namespace) -> int:
     data = Path(arguments.data)
     given = {name: float(getattr(arguments, name)) for name in DEFAULTS if getattr(arguments, name) is not None}
     measured = read_measured(data)
-    thought = arguments.code or arguments.nodes or arguments.domains or arguments.domain
-    layout = hypothetical_layout(arguments) if thought else read_layout(data)
+    hypothetical = arguments.code or arguments.nodes or arguments.domains or arguments.domain
+    layout = hypothetical_layout(arguments) if hypothetical else read_layout(data)
     counted: dict[str, float] = {}
-    if not thought and "node_bytes" not in given and not measured.stored_bytes_per_node:
+    if not hypothetical and "node_bytes" not in given and not measured.stored_bytes_per_node:
         counted["node_bytes"] = float(stored_bytes(data))
-    figures = make_figures(given, measured_figures(measured, with_stored=not thought), counted)
+    figures = make_figures(given, measured_figures(measured, with_stored=not hypothetical), counted)
     assessment = assess(layout, figures, arguments.trials, arguments.seed, measured.scrub_bytes_per_second)
     points = []
     if arguments.plot or arguments.chart:
@@ -65,4 +65,4 @@ def hypothetical_layout(arguments: argparse.Namespace) -> Layout:
     notes = []
     if not named and not arguments.domains:
         notes.append("no domains given: every node counts as a host and a rack of its own; see --domains")
-    return make_layout(k, m, hypothetical_places(nodes, arguments.domains, named), "a thought layout", notes)
+    return make_layout(k, m, hypothetical_places(nodes, arguments.domains, named), "a hypothetical layout", notes)

@@ -31,7 +31,7 @@ _Floats = NDArray[np.float64]
 
 NATURAL_SHARE = 0.2  # of trials that are not biased at all
 SHOCKS_IN_REPAIR_MAX = 5.0  # an episode has about e^this shocks; beyond, nothing is ever whole
-CELLS_MAX = 2_000_000  # trials by nodes or groups held at once: bounds memory
+CELLS_MAX = 200_000  # trials by nodes or groups held at once: what fits caches
 LOG_MAX = 700.0  # exp() of more overflows; a weight of e^-700 is none
 CONFIDENCE = 1.96  # standard errors of a 95 % interval
 CAUSES = (*CLASSES, "unreadable")
@@ -76,16 +76,18 @@ def simulate(layout: Layout, model: Model, trials: int, seed: int, *, biased: bo
         _Episodes(layout, model, shocks, proposals, generator, min(batch, trials - start)).run()
         for start in range(0, trials, batch)
     ]
-    objects = np.concatenate([result.object_loss for result in results])
-    anything = np.concatenate([result.any_loss for result in results])
+
+    def estimate(losses: str, broken: str) -> Estimate:
+        found, surely = (np.concatenate([getattr(result, name) for result in results]) for name in (losses, broken))
+        return _estimate(found, surely, episodes, 1 / NATURAL_SHARE if biased else 1.0)
+
     causes = sum((result.causes for result in results), np.zeros(len(CAUSES)))
     # Shocks that strike something keep the system busy for the fixed time each, so it is all
     # good for exp(-rate · time) of the time (Poisson arrivals, M/D/∞): then episodes begin.
     episodes = total * math.exp(-shocks.rate_with_loss * model.down_years) * model.years
-    weight_max = 1 / NATURAL_SHARE if biased else 1.0
     lost = float(causes.sum())
     shares = {name: float(part) / lost if lost else 0.0 for name, part in zip(CAUSES, causes, strict=True)}
-    return Outcome(_estimate(objects, episodes, weight_max), _estimate(anything, episodes, weight_max), shares, trials)
+    return Outcome(estimate("object_loss", "object_broken"), estimate("any_loss", "any_broken"), shares, trials)
 
 
 class _Episodes:
@@ -118,6 +120,8 @@ class _Episodes:
         self._all_left = np.ones(trials)  # chance that nothing was lost
         self.object_loss = np.zeros(trials)
         self.any_loss = np.zeros(trials)
+        self.object_broken = np.zeros(trials)  # of the losses, those where more than m fragments were down
+        self.any_broken = np.zeros(trials)
         self.causes = np.zeros(len(CAUSES))
 
     def run(self) -> _Episodes:
@@ -165,35 +169,40 @@ class _Episodes:
         active, gone, worse = active[rows], gone[rows], worse[rows]
         weight = 1 / (np.exp(np.minimum(self._likelihood[active], LOG_MAX)) @ self._proposals.shares)
         chance = np.where(worse, self._object_losses[gone], 0.0)
-        kept = np.ones_like(chance)
-        for step in range(self._model.groups_object):
-            kept *= 1 - np.roll(chance, -step, axis=1)
-        newly = self._objects_left[active] * (1 - kept)
-        self._objects_left[active] *= kept
-        loss = weight * newly.mean(axis=1)
+        lost = chance
+        for step in range(1, self._model.groups_object):
+            lost = lost + np.roll(chance, -step, axis=1) * (1 - lost)
+        loss = weight * (self._objects_left[active] * lost).mean(axis=1)
+        self._objects_left[active] *= 1 - lost
         self.object_loss[active] += loss
         broken = (worse & (gone > self._m)).any(axis=1)
+        self.object_broken[active] += loss * broken
         cause = np.where(broken, classes[rows], len(CAUSES) - 1).astype(np.intp)
         self.causes += np.bincount(cause, weights=loss, minlength=len(CAUSES))
-        untouched = np.prod(1 - np.where(worse, self._group_losses[gone], 0.0), axis=1)
-        self.any_loss[active] += weight * self._all_left[active] * (1 - untouched)
-        self._all_left[active] *= untouched
+        with np.errstate(divide="ignore"):  # the logarithm of a group surely lost is -infinity, and right
+            untouched = np.log1p(-np.where(worse, self._group_losses[gone], 0.0)).sum(axis=1)
+        anything = weight * self._all_left[active] * -np.expm1(untouched)
+        self._all_left[active] *= np.exp(untouched)
+        self.any_loss[active] += anything
+        self.any_broken[active] += anything * broken
         self._biased[active[broken]] = False
 
 
-def _estimate(losses: _Floats, episodes: float, weight_max: float) -> Estimate:
-    """The yearly probability out of what each simulated episode lost."""
+def _estimate(losses: _Floats, broken: _Floats, episodes: float, weight_max: float) -> Estimate:
+    """The probability within the model's years, out of what each simulated episode lost.
+    `broken` are the losses by more than m fragments down: what rarely happens. Unreadable bits
+    are not drawn but reckoned with in every trial, so seeing only those proves nothing."""
     trials = len(losses)
-    squares = float((losses**2).sum())
-    if squares == 0:
+    mean = float(losses.mean())
+    if not broken.any():
         # Rule of three: with none in n trials, 3/n bounds the chance at 95 %; a trial counts
         # for weight_max at most.
-        bound = -math.expm1(-episodes * 3 * weight_max / trials)
+        bound = -math.expm1(-episodes * (mean + 3 * weight_max / trials))
         return Estimate(bound, 0.0, bound, False, 0.0)
-    mean = float(losses.mean())
-    error = float(losses.std(ddof=1)) / math.sqrt(trials) if trials > 1 else mean
+    error = float(losses.std(ddof=1)) / math.sqrt(trials)
     low, middle, high = (
         -math.expm1(-episodes * max(chance, 0.0))
         for chance in (mean - CONFIDENCE * error, mean, mean + CONFIDENCE * error)
     )
-    return Estimate(middle, low, high, True, float(losses.sum()) ** 2 / squares)
+    scaled = broken / broken.max()  # squares of what is tiny would vanish
+    return Estimate(middle, low, high, True, float(scaled.sum() ** 2 / (scaled**2).sum()))

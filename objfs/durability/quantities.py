@@ -54,7 +54,7 @@ def amount(text: str) -> float:
 
 def count(text: str) -> int:
     """A whole number of 1 or more."""
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) < 10**18):
+    if not (text.isascii() and text.isdigit() and len(text) <= 18 and int(text) >= 1):
         raise ValueError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
 
@@ -83,7 +83,7 @@ def show_duration(seconds: float) -> str:
     for unit, length in (("d", 86400.0), ("h", 3600.0), ("m", 60.0)):
         if seconds >= length:
             return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s"
+    return f"{seconds:.3g} s" if seconds >= 1 else "under 1 s"
 
 
 def show_size(amount: float) -> str:

@@ -90,8 +90,8 @@ def _layout_line(assessment: Assessment) -> str:
 def _copysets_line(assessment: Assessment) -> str:
     layout = assessment.layout
     copysets, size = layout.copysets(), layout.m + 1
-    if copysets is None:
-        return ""
+    if copysets is None or len(layout.devices) < len(layout.places):
+        return ""  # too many to count, or nodes that are lost together anyway
     share = copysets / math.comb(len(layout.places), size)
     return f"some stripes if {size} nodes are lost at once: {copysets:,} of the possible sets ({share:.3g})"
 
