@@ -117,6 +117,10 @@ class JournalCorrupt(StoreError):
     pass
 
 
+class PiecesDamaged(StoreError):
+    """A copy of an index snapshot or journal archive is not what was written."""
+
+
 class CollectionStopped(StoreError):
     """What was to be deleted is not what was found dead: nothing was deleted."""
 

@@ -1,78 +1,149 @@
 """Opening the keymap: keep it, bring it up to the journal's end, or build it again.
 
-The keymap is derived. One that is damaged, of another store, or beyond the journal's end
-(power loss took back unsynced records it had applied) is set aside and rebuilt by
-replaying the journal from LSN 1. Blocking; runs before anything is served.
+The keymap is derived. One that is damaged, of another store, older than the journal, or
+beyond its end (power loss took back unsynced records it had applied) is set aside and
+built again: from the newest index snapshot that is whole on some node, and the journal
+after it. Blocking; runs before anything is served.
 """
 
 from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from engine.crash_sites import CrashSite, reached
-from engine.errors import StoreError
+from engine.errors import JournalCorrupt, StoreError
+from engine.index.snapshots import list_snapshots, restore_newest, snapshot_name
 from engine.interfaces import Node
+from engine.journal.dropping import delete_dropped
 from engine.journal.reading import FileKey
 from engine.journal.records import RawRecord, decode_payload, riding_locations, with_frames
 from engine.journal.recovery import JournalScan, heal_file
 from engine.keymap.apply import decide, remember
 from engine.keymap.chunks import place_chunks
 from engine.keymap.schema import KeymapDamaged, get_state, open_writer, set_state
+from engine.keymap.soundness import KeymapCheck, take_suspicion
 
 TRANSACTION_RECORDS = 1000
 
 logger = logging.getLogger("objfs.index")
 
+Told = Callable[[str, int, int], None]  # (what, bytes done, bytes in all)
+
 
 @dataclass(frozen=True)
 class OpenedKeymap:
+    """`snapshot_lsn`: of the snapshot it was rebuilt from, 0 from none, None: it was kept.
+    `check` still runs while the keymap is served."""
+
     db: sqlite3.Connection
     last_epoch: int
     end_lsn: int
     last_time_ns: int
+    replayed: int
+    snapshot_lsn: int | None = None
+    check: KeymapCheck | None = None
+
+
+def _nobody(what: str, done: int, total: int) -> None:
+    """Nobody watches."""
 
 
 def bring_up_to_date(
-    path: Path, nodes: Mapping[str, Node], store_id: str, m: int, missing: Mapping[str, str]
+    path: Path,
+    nodes: Mapping[str, Node],
+    store_id: str,
+    m: int,
+    missing: Mapping[str, str],
+    *,
+    told: Told = _nobody,
 ) -> OpenedKeymap:
     """Raises NodeUnavailable, JournalCorrupt, UnknownFormat, WrongStore."""
     scan = JournalScan(nodes, store_id)
     scan.check_available(missing, m)
-    db = _open(path, store_id)
-    try:
-        opened = _replay(db, scan)
-        if opened is None:
-            logger.warning("the keymap is ahead of the journal; building it again")
-            db.close()
-            _set_aside(path)
-            db = open_writer(path, store_id)
-            opened = _replay(db, scan)
-            assert opened is not None, "an empty keymap is ahead of nothing"
-    except BaseException:
-        db.close()
-        raise
+    opened = _keep(path, nodes, store_id, scan, told) or _rebuild(path, nodes, store_id, scan, told)
     reached(CrashSite.KEYMAP_REPLAYED)
-    if scan.files:
-        last = max(scan.files)
-        candidates = sorted(scan.files[last]) + sorted(set(nodes).difference(scan.files[last]))
-        heal_file(nodes, last, store_id, m + 1, candidates)
+    try:
+        if scan.files:
+            last = max(scan.files)
+            candidates = sorted(scan.files[last]) + sorted(set(nodes).difference(scan.files[last]))
+            heal_file(nodes, last, store_id, m + 1, candidates, torn_tail=last[0] == scan.last_epoch)
+        # What an interrupted checkpoint left, or an old disk brought back. All is durable now.
+        (first,) = opened.db.execute("SELECT value FROM meta WHERE name = 'journal_first_lsn'").fetchone()
+        delete_dropped(nodes, store_id, first)
+    except BaseException:
+        opened.db.close()
+        raise
     return opened
 
 
-def _open(path: Path, store_id: str) -> sqlite3.Connection:
+# -- keeping the keymap that is there ------------------------------------------------
+
+
+def _keep(path: Path, nodes: Mapping[str, Node], store_id: str, scan: JournalScan, told: Told) -> OpenedKeymap | None:
+    """None when it has to be built again; it is set aside then."""
+    newest = next(iter(list_snapshots(nodes)), 0)
     try:
-        return open_writer(path, store_id)
+        suspicion = take_suspicion(path)
+        db = open_writer(path, store_id)
     except KeymapDamaged as error:
-        logger.warning("the keymap is damaged (%s); building it again", error)
-        _set_aside(path)
-        return open_writer(path, store_id)
+        _give_up(path, None, str(error))
+        return None
+    applied = 0
+    check: KeymapCheck | None = None
+    try:
+        applied = get_state(db)[1]
+        if applied == 0 and newest:
+            _give_up(path, db, "it is empty")
+            return None
+        check = suspicion.begin() if suspicion is not None else None
+        opened = _replay(db, scan, max(applied, 1), told)
+    except JournalCorrupt as error:
+        _stop(check)
+        if newest <= applied:
+            db.close()
+            raise
+        _give_up(path, db, f"it is older than the journal ({error})")
+        return None
+    except (KeymapDamaged, msgspec.DecodeError) as error:
+        _stop(check)
+        _give_up(path, db, str(error))
+        return None
+    except BaseException as error:
+        _stop(check)
+        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+            _give_up(path, db, str(error))
+            return None
+        db.close()
+        raise
+    if opened is None or opened.end_lsn < newest:
+        _stop(check)
+        _give_up(path, db, "it is ahead of the journal" if opened is None else "a snapshot is newer")
+        return None
+    return OpenedKeymap(db, opened.last_epoch, opened.end_lsn, opened.last_time_ns, opened.replayed, check=check)
 
 
-def _set_aside(path: Path) -> None:
+def _stop(check: KeymapCheck | None) -> None:
+    if check is not None:
+        check.stop()
+
+
+def _give_up(path: Path, db: sqlite3.Connection | None, reason: str) -> None:
+    logger.warning("the keymap cannot be used: %s; it is set aside and built again", reason)
+    if db is not None:
+        try:
+            db.close()
+        except sqlite3.DatabaseError as error:
+            logger.info("closing it: %s", error)
+    set_aside(path)
+
+
+def set_aside(path: Path) -> None:
     for suffix in ("", "-wal", "-shm"):
         found = path.with_name(path.name + suffix)
         if found.exists():
@@ -80,26 +151,60 @@ def _set_aside(path: Path) -> None:
             reached(CrashSite.KEYMAP_SET_ASIDE)
 
 
-def _replay(db: sqlite3.Connection, scan: JournalScan) -> OpenedKeymap | None:
-    """None when the keymap is not a prefix of the journal."""
+# -- building it again -----------------------------------------------------------------
+
+
+def _rebuild(path: Path, nodes: Mapping[str, Node], store_id: str, scan: JournalScan, told: Told) -> OpenedKeymap:
+    header = restore_newest(nodes, store_id, path, told=told)
+    lsn = header.lsn if header is not None else 0
+    db = open_writer(path, store_id)
+    try:
+        opened = _replay(db, scan, lsn + 1, told)
+    except JournalCorrupt as error:
+        db.close()
+        raise JournalCorrupt(f"the index cannot be rebuilt: {error}; {_what_there_is(nodes, lsn)}") from error
+    except BaseException:
+        db.close()
+        raise
+    assert opened is not None, "nothing is compared with the journal here"
+    last_time_ns = max(opened.last_time_ns, header.time_ns if header is not None else 0)
+    return OpenedKeymap(db, opened.last_epoch, opened.end_lsn, last_time_ns, opened.replayed, snapshot_lsn=lsn)
+
+
+def _what_there_is(nodes: Mapping[str, Node], used_lsn: int) -> str:
+    if used_lsn:
+        return f"the newest whole index snapshot is {snapshot_name(used_lsn)}; bring missing nodes back and try again"
+    found = [f"{snapshot_name(lsn)} on {', '.join(holders)}" for lsn, holders in list_snapshots(nodes).items()]
+    if not found:
+        return "there is no index snapshot on these nodes; bring missing nodes back and try again"
+    return f"every copy of an index snapshot is damaged ({'; '.join(found)}); bring missing nodes back and try again"
+
+
+# -- replaying -----------------------------------------------------------------------
+
+
+def _replay(db: sqlite3.Connection, scan: JournalScan, from_lsn: int, told: Told) -> OpenedKeymap | None:
+    """Apply what the keymap lacks. The record it applied last is compared if `from_lsn` is
+    its LSN: None when the keymap is not a prefix of the journal."""
     epoch, applied = get_state(db)
-    last_time_ns, end_lsn, count = 0, 0, 0
+    last_time_ns, end_lsn, count, done = 0, from_lsn - 1, 0, 0
+    total = scan.bytes_from(from_lsn)
     db.execute("BEGIN IMMEDIATE")
     try:
-        for key, offset, raw in scan.records(max(applied, 1)):
-            payload = decode_payload(raw)
-            last_time_ns, end_lsn = payload.time_ns, raw.lsn
+        for key, offset, raw in scan.records(from_lsn):
+            end_lsn = raw.lsn
             if raw.lsn == applied:
                 if key[0] != epoch:
                     db.execute("ROLLBACK")
                     return None
+                last_time_ns = decode_payload(raw).time_ns
                 continue
-            _apply(db, key, offset, raw)
-            count += 1
+            last_time_ns = _apply(db, key, offset, raw)
+            count, done = count + 1, done + raw.length
             if count % TRANSACTION_RECORDS == 0:
                 db.execute("COMMIT")
                 db.execute("BEGIN IMMEDIATE")
-                logger.info("replayed %d journal records", count)
+                told("replaying the journal", done, total)
     except BaseException:
         if db.in_transaction:
             db.execute("ROLLBACK")
@@ -108,17 +213,19 @@ def _replay(db: sqlite3.Connection, scan: JournalScan) -> OpenedKeymap | None:
         db.execute("ROLLBACK")
         return None
     db.execute("COMMIT")
-    return OpenedKeymap(db, scan.last_epoch, end_lsn, last_time_ns)
+    told("replaying the journal", done, done)
+    return OpenedKeymap(db, scan.last_epoch, end_lsn, last_time_ns, count)
 
 
-def _apply(db: sqlite3.Connection, key: FileKey, offset: int, raw: RawRecord) -> None:
+def _apply(db: sqlite3.Connection, key: FileKey, offset: int, raw: RawRecord) -> int:
+    """Returns the record's time. Raises KeymapDamaged."""
     payload = decode_payload(raw)
     try:
         decision = decide(db, with_frames(payload, raw), lsn=raw.lsn, time_ns=payload.time_ns, origin=payload.origin)
     except StoreError as error:
-        raise AssertionError(f"journal record {raw.lsn} was accepted and is now refused: {error}") from error
+        raise KeymapDamaged(f"journal record {raw.lsn} was accepted and is now refused: {error}") from error
     if payload.origin.request_id:
         remember(db, payload.origin.request_id, decision.result)
-    locations = riding_locations(payload, raw, key[0], key[1], offset)
-    place_chunks(db, locations)
+    place_chunks(db, riding_locations(payload, raw, key[0], key[1], offset))
     set_state(db, key[0], raw.lsn)
+    return payload.time_ns
