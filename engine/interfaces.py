@@ -83,9 +83,11 @@ class DataPlane(Protocol):
         """Where a frame appended earlier by this process lies now (after sync)."""
         ...
 
-    async def read(self, locations: Sequence[SegmentLocation]) -> list[bytes]:
-        """Frames, in order, each verified by its header and XXH3; decodes degraded
-        stripes. Errors: Unreadable."""
+    async def read(
+        self, locations: Sequence[SegmentLocation], chunk_ids: Sequence[bytes] | None = None
+    ) -> list[bytes]:
+        """Frames, in order, each verified by its header and XXH3 (and of `chunk_ids`, if
+        given); decodes degraded stripes. Errors: Unreadable."""
         ...
 
     async def seal(self) -> None: ...  # seal this process's open segment if any
@@ -250,7 +252,10 @@ class Index(Protocol):
         next batch says so)."""
         ...
 
-    async def read_frame(self, location: JournalLocation) -> bytes: ...  # verified, from any good replica
+    async def read_frame(self, location: JournalLocation, chunk_id: bytes | None = None) -> bytes:
+        """Verified, and of `chunk_id` if given, from any good replica. Errors: Unreadable."""
+        ...
+
     async def journal_under_redundancy(self) -> int: ...  # records whole on fewer than m+1 healthy nodes
     async def request_seal(self) -> None: ...  # every writer of the store seals its open segment soon
     def seal_request(self) -> int: ...  # grows with every request_seal()

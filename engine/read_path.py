@@ -145,11 +145,13 @@ class ContentReader:
         in_segments = []
         for chunk_id, location in locations.items():
             if isinstance(location, JournalLocation):
-                frames[chunk_id] = await self._index.read_frame(location)
+                frames[chunk_id] = await self._index.read_frame(location, chunk_id)
             else:
                 in_segments.append((chunk_id, location))
         if in_segments:
-            read = await self._plane.read([location for _, location in in_segments])
+            read = await self._plane.read(
+                [location for _, location in in_segments], [chunk_id for chunk_id, _ in in_segments]
+            )
             frames.update(zip((chunk_id for chunk_id, _ in in_segments), read, strict=True))
         return frames
 

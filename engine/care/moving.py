@@ -61,10 +61,12 @@ async def _read(parts: Parts, batch: Sequence[StoredChunk]) -> list[bytes]:
     in_segments: list[tuple[int, SegmentLocation]] = []
     for number, chunk in enumerate(batch):
         if isinstance(chunk.location, JournalLocation):
-            frames[number] = await parts.index.read_frame(chunk.location)
+            frames[number] = await parts.index.read_frame(chunk.location, chunk.chunk_id)
         else:
             in_segments.append((number, chunk.location))
-    read = await parts.plane.read([location for _, location in in_segments])
+    read = await parts.plane.read(
+        [location for _, location in in_segments], [batch[number].chunk_id for number, _ in in_segments]
+    )
     frames.update(zip((number for number, _ in in_segments), read, strict=True))
     return [frames[number] for number in range(len(batch))]
 

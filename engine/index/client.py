@@ -150,8 +150,8 @@ class IndexClient:
             if from_lsn is None:
                 yield FeedBatch(0, 0, [], [], dropped=True), _nothing
 
-    async def read_frame(self, location: JournalLocation) -> bytes:
-        return await read_journal_frame(self._nodes, location)
+    async def read_frame(self, location: JournalLocation, chunk_id: bytes | None = None) -> bytes:
+        return await read_journal_frame(self._nodes, location, chunk_id)
 
     async def aclose(self) -> None:
         self.keymap.close()

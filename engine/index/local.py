@@ -193,8 +193,8 @@ class LocalIndex:
         async for item in self._feed.follow(subscriber_id, confirms, next_lsn):
             yield item
 
-    async def read_frame(self, location: JournalLocation) -> bytes:
-        return await read_journal_frame(self._nodes, location)
+    async def read_frame(self, location: JournalLocation, chunk_id: bytes | None = None) -> bytes:
+        return await read_journal_frame(self._nodes, location, chunk_id)
 
     async def request_seal(self) -> None:
         self._seal_request += 1
@@ -372,7 +372,7 @@ class LocalIndex:
         if origin.request_id:
             remember(self._db, origin.request_id, decision.result)
         self._last_time_ns = time_ns
-        raws.append(encode_record(lsn, time_ns, origin, waiting.change))
+        raws.append(encode_record(lsn, time_ns, origin, waiting.change, self._durable_lsn))
         records.append(Record(lsn, time_ns, 0, origin, without_frames(waiting.change)))
         touched += decision.touched
         waiting.touches = bool(decision.touched)

@@ -63,6 +63,12 @@ def _read_frame(
     return None
 
 
+def read_epochs(nodes: Mapping[str, Node], store_id: str) -> dict[int, Epoch]:
+    """Every epoch any node knows. Raises UnknownFormat."""
+    known = [epochs_on(node, store_id) for node in nodes.values()]
+    return {number: epoch for of_node in known for number, epoch in of_node.items()}
+
+
 def epochs_on(node: Node, store_id: str) -> dict[int, Epoch]:
     """The epochs one node knows; a file that is damaged, in another's place or another
     store's counts as absent. Raises UnknownFormat, naming the file."""

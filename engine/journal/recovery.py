@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from engine.crash_sites import CrashSite, reached
 from engine.errors import JournalCorrupt, NodeUnavailable, StoreError
 from engine.interfaces import Node
-from engine.journal.reading import FileKey, MergedFile, epochs_on, list_files
+from engine.journal.reading import FileKey, MergedFile, epochs_on, list_files, read_epochs
 from engine.journal.records import Epoch, RawRecord, decode_payload, encode_epoch, epoch_name, journal_name
 
 logger = logging.getLogger("objfs.journal")
@@ -145,10 +145,9 @@ def _missing(first: int, last: int, where: str = "") -> JournalCorrupt:
 
 def heal_epochs(nodes: Mapping[str, Node], store_id: str) -> None:
     """Give every node the epoch files the others have."""
-    known = {node_id: epochs_on(node, store_id) for node_id, node in nodes.items()}
-    epochs = {number: epoch for of_node in known.values() for number, epoch in of_node.items()}
-    for node_id, node in nodes.items():
-        for number in sorted(set(epochs).difference(known[node_id])):
+    epochs = read_epochs(nodes, store_id)
+    for node in nodes.values():
+        for number in sorted(set(epochs).difference(epochs_on(node, store_id))):
             node.write_whole(epoch_name(number), encode_epoch(epochs[number]))
 
 

@@ -333,16 +333,16 @@ class SegmentPlane:
 
     # -- reading ---------------------------------------------------------------
 
-    async def read(self, locations: Sequence[SegmentLocation]) -> list[bytes]:
+    async def read(self, locations: Sequence[SegmentLocation], chunk_ids: Sequence[bytes] | None = None) -> list[bytes]:
         if not locations:
             return []
         # The keymap belongs to the event loop's thread, the files to worker threads.
         segments = self.segments_of(locations)
         if sum(location.length for location in locations) <= ON_LOOP_BYTES:
-            warm = read_warm_frames(locations, segments, self._nodes)
+            warm = read_warm_frames(locations, segments, self._nodes, chunk_ids)
             if warm is not None:
                 return warm
-        return await anyio.to_thread.run_sync(self.read_sync, locations, segments)
+        return await anyio.to_thread.run_sync(self.read_sync, locations, segments, chunk_ids)
 
     def segments_of(self, locations: Sequence[SegmentLocation]) -> dict[int, Segment]:
         segments: dict[int, Segment] = {}
@@ -355,9 +355,14 @@ class SegmentPlane:
             segments[segment_id] = segment
         return segments
 
-    def read_sync(self, locations: Sequence[SegmentLocation], segments: Mapping[int, Segment]) -> list[bytes]:
+    def read_sync(
+        self,
+        locations: Sequence[SegmentLocation],
+        segments: Mapping[int, Segment],
+        chunk_ids: Sequence[bytes] | None = None,
+    ) -> list[bytes]:
         """read() for callers already in a worker thread; `segments` from segments_of()."""
-        return read_frames(locations, segments, self._nodes, self._report_rot)
+        return read_frames(locations, segments, self._nodes, self._report_rot, chunk_ids)
 
 
 def pack(frames: Sequence[bytes]) -> list[list[bytes]]:

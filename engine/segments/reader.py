@@ -44,21 +44,28 @@ def read_frames(
     segments: Mapping[int, Segment],
     nodes: Mapping[str, Node],
     report_rot: ReportRot,
+    chunk_ids: Sequence[bytes] | None = None,
 ) -> list[bytes]:
-    """The verified frames, in order. Raises Unreadable."""
+    """The verified frames, in order, of `chunk_ids` if given: a whole frame of another
+    chunk, from a file that stands in another's place, is read around like a damaged one.
+    Raises Unreadable."""
     frames: dict[int, bytes] = {}
     by_stripe: dict[tuple[int, int], list[int]] = {}
     for position, location in enumerate(locations):
         by_stripe.setdefault((location.segment_id, location.stripe_offset), []).append(position)
     for (segment_id, _), positions in by_stripe.items():
         wanted = [locations[position] for position in positions]
-        found = _read_stripe_frames(segments[segment_id], wanted, nodes, report_rot)
+        named = None if chunk_ids is None else [chunk_ids[position] for position in positions]
+        found = _read_stripe_frames(segments[segment_id], wanted, named, nodes, report_rot)
         frames.update(zip(positions, found, strict=True))
     return [frames[position] for position in range(len(locations))]
 
 
 def read_warm_frames(
-    locations: Sequence[SegmentLocation], segments: Mapping[int, Segment], nodes: Mapping[str, Node]
+    locations: Sequence[SegmentLocation],
+    segments: Mapping[int, Segment],
+    nodes: Mapping[str, Node],
+    chunk_ids: Sequence[bytes] | None = None,
 ) -> list[bytes] | None:
     """read_frames() for the event loop: None unless all of it is in memory and good."""
     frames: list[bytes] = []
@@ -66,8 +73,8 @@ def read_warm_frames(
         for location in locations:
             end = location.offset + location.length
             frame = _read_range(segments[location.segment_id], location, location.offset, end, nodes, _warm)
-            verify_frame(frame)
             frames.append(frame)
+        _verify(frames, chunk_ids)
     except StoreError:
         return None  # read_frames() finds out what is wrong
     return frames
@@ -118,10 +125,16 @@ def read_stripe(
 
 
 def _read_stripe_frames(
-    segment: Segment, wanted: Sequence[SegmentLocation], nodes: Mapping[str, Node], report_rot: ReportRot
+    segment: Segment,
+    wanted: Sequence[SegmentLocation],
+    chunk_ids: Sequence[bytes] | None,
+    nodes: Mapping[str, Node],
+    report_rot: ReportRot,
 ) -> list[bytes]:
     try:
-        return _read_healthy(segment, wanted, nodes)
+        frames = _read_healthy(segment, wanted, nodes)
+        _verify(frames, chunk_ids)
+        return frames
     except StoreError:
         # Whatever it was, the other fragments may make up for it; what cannot be made up
         # for is raised from here.
@@ -129,8 +142,7 @@ def _read_stripe_frames(
         data = read_stripe(segment, first.stripe_offset, first.fragment_length, nodes, report_rot)
     frames = [data[location.offset : location.offset + location.length] for location in wanted]
     try:
-        for frame in frames:
-            verify_frame(frame)
+        _verify(frames, chunk_ids)
     except FragmentCorrupt as error:
         raise Unreadable(
             f"segment {segment.segment_id:016x} is consistent at {wanted[0].stripe_offset}, but {error}"
@@ -149,9 +161,14 @@ def _read_healthy(segment: Segment, wanted: Sequence[SegmentLocation], nodes: Ma
             _read_range(segment, location, location.offset, location.offset + location.length, nodes)
             for location in wanted
         ]
-    for frame in frames:
-        verify_frame(frame)
     return frames
+
+
+def _verify(frames: Sequence[bytes], chunk_ids: Sequence[bytes] | None) -> None:
+    for position, frame in enumerate(frames):
+        found = verify_frame(frame)
+        if chunk_ids is not None and found.chunk_id != chunk_ids[position]:
+            raise FragmentCorrupt(f"found frame {found.chunk_id.hex()} in the place of {chunk_ids[position].hex()}")
 
 
 _Read = Callable[[Node, str, int, int], bytes]
