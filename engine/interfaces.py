@@ -249,7 +249,7 @@ class Index(Protocol):
     ) -> AsyncIterator[tuple[FeedBatch, Confirm]]:
         """The change feed from `from_lsn` on (None: from now). A confirming subscriber
         must await confirm() after each batch within LEASE_SECONDS, or it is dropped (its
-        next batch says so)."""
+        next batch says so). Batches of its own changes alone are not sent to a mount."""
         ...
 
     async def read_frame(self, location: JournalLocation, chunk_id: bytes | None = None) -> bytes:

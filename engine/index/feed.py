@@ -16,6 +16,9 @@ from engine import limits
 from engine.changes import Record, Touched
 from engine.interfaces import Confirm, FeedBatch
 
+GATHER_SECONDS = 0.01  # subscribers that only follow are this much behind
+GATHER_RECORDS = 500  # in one message to them
+
 
 class Subscriber:
     def __init__(self, subscriber_id: str, confirms: bool, next_lsn: int) -> None:
@@ -62,6 +65,8 @@ class FeedHub:
                 batch = self._next(subscriber)
                 if batch is None:
                     await self._published.wait()
+                    if not confirms:  # nobody waits for it: a few batches in one message cost less
+                        await anyio.sleep(GATHER_SECONDS)
                     continue
                 subscriber.next_lsn = batch.last_lsn + 1
 
@@ -83,10 +88,32 @@ class FeedHub:
             subscriber.dropped = False
             subscriber.confirmed_lsn = subscriber.resumes_at = self.last_lsn
             return FeedBatch(subscriber.next_lsn, self.last_lsn, [], [], dropped=True)
-        if subscriber.next_lsn > self.last_lsn:
-            return None
-        # The window is contiguous, so the batch is the newest one that starts at or before.
-        return next(batch for batch in reversed(self._window) if batch.first_lsn <= subscriber.next_lsn)
+        while subscriber.next_lsn <= self.last_lsn:
+            batches = self._from(subscriber.next_lsn)
+            if subscriber.confirms and all(
+                record.origin.mount_id == subscriber.subscriber_id for record in batches[0].records
+            ):
+                # A mount knows what it did itself, and nobody waits for it to say so.
+                subscriber.next_lsn = batches[0].last_lsn + 1
+                subscriber.confirmed_lsn = max(subscriber.confirmed_lsn, batches[0].last_lsn)
+                continue
+            return batches[0] if subscriber.confirms else _joined(batches)
+        return None
+
+    def _from(self, lsn: int) -> list[FeedBatch]:
+        """The batches from the one that holds `lsn` on, to at most GATHER_RECORDS records."""
+        batches: list[FeedBatch] = []
+        for batch in reversed(self._window):  # the window is contiguous
+            batches.append(batch)
+            if batch.first_lsn <= lsn:
+                break
+        batches.reverse()
+        records = 0
+        for count, batch in enumerate(batches):
+            records += len(batch.records)
+            if records > GATHER_RECORDS:
+                return batches[: max(count, 1)]
+        return batches
 
     def must_confirm(self) -> bool:
         return any(subscriber.confirms for subscriber in self._subscribers)
@@ -112,6 +139,14 @@ class FeedHub:
             and subscriber.subscriber_id != except_id
             and subscriber.confirmed_lsn < lsn
         ]
+
+
+def _joined(batches: list[FeedBatch]) -> FeedBatch:
+    if len(batches) == 1:
+        return batches[0]
+    records = [record for batch in batches for record in batch.records]
+    touched = without_duplicates(one for batch in batches for one in batch.touched)
+    return FeedBatch(batches[0].first_lsn, batches[-1].last_lsn, records, touched)
 
 
 def without_duplicates(touched: Iterable[Touched]) -> list[Touched]:

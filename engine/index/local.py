@@ -41,6 +41,7 @@ from engine.keymap.schema import set_state
 from engine.types import JournalLocation, NodeState
 
 REPLAY_RECORDS = 500  # of the journal, per feed batch of a subscriber that catches up
+SYNC_DELAY_SECONDS = 0.01  # for what nobody waits for
 ON_LOOP_BYTES = 256 * 1024  # a larger batch is written in a thread
 
 logger = logging.getLogger("objfs.index")
@@ -96,6 +97,8 @@ class LocalIndex:
         self._durable_changed = anyio.Event()
         self._stopped: WritesStopped | None = None  # why nothing becomes durable right now
         self._undurable: deque[_Waiting] = deque()  # applied, to be answered once durable
+        self._durable_waiters = 0  # in wait_durable()
+        self._durable_wanted = anyio.Event()  # somebody waits for more to become durable
         self._tasks: TaskGroup | None = None
         self._ordered = anyio.Event()
         self._turn = anyio.Lock()
@@ -141,6 +144,7 @@ class LocalIndex:
         for waiting in batch:
             if waiting.error is None and waiting.durable and waiting.lsn > self._durable_lsn:
                 self._undurable.append(waiting)
+                self._durable_wanted.set()
             else:
                 self._answer(waiting)
         if self._stopped is not None and self._undurable:
@@ -175,10 +179,15 @@ class LocalIndex:
 
     async def wait_durable(self, lsn: int) -> None:
         """Raises WritesStopped while the journal has too few replicas."""
-        while self._durable_lsn < lsn:
-            if self._stopped is not None:
-                raise self._stopped
-            await self._durable_changed.wait()
+        self._durable_waiters += 1
+        try:
+            while self._durable_lsn < lsn:
+                if self._stopped is not None:
+                    raise self._stopped
+                self._durable_wanted.set()
+                await self._durable_changed.wait()
+        finally:
+            self._durable_waiters -= 1
 
     async def subscribe(
         self, *, subscriber_id: str, confirms: bool, from_lsn: int | None = None
@@ -398,6 +407,7 @@ class LocalIndex:
                 self._ordered = anyio.Event()
                 if self._durable_lsn >= self._log.end_lsn:
                     await self._ordered.wait()
+            await self._gather()
             epoch = self._log.epoch
             try:
                 self._set_durable(await anyio.to_thread.run_sync(self._log.sync))
@@ -408,6 +418,14 @@ class LocalIndex:
                             await self._take_over(failed)
                 if self._stopped is not None:
                     await anyio.sleep(0.5)
+
+    async def _gather(self) -> None:
+        """While nobody waits for a sync, let more come together for it: the mount's
+        operations return ahead of theirs."""
+        if not self._undurable and not self._durable_waiters:
+            self._durable_wanted = anyio.Event()
+            with anyio.move_on_after(SYNC_DELAY_SECONDS):
+                await self._durable_wanted.wait()
 
     async def _take_over(self, failed: ReplicaFailed) -> None:
         logger.warning("%s; a new epoch takes over", failed)

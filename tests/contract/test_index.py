@@ -248,7 +248,8 @@ async def test_a_commit_waits_for_confirming_subscribers_but_not_for_its_own_mou
                 await index.commit(put(f"late-{number}"), origin())
             assert anyio.current_time() - started < 0.4
             tasks.cancel_scope.cancel()
-    assert ("bucket", "own") in [(name.bucket, name.key) for batch in batches for name in batch.touched]
+    told = [(name.bucket, name.key) for batch in batches for name in batch.touched]
+    assert ("bucket", "other") in told and ("bucket", "own") not in told
 
 
 async def test_a_subscriber_from_the_start_gets_every_record_in_order_once(world: World) -> None:
