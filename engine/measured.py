@@ -44,7 +44,10 @@ def read_measured(data: Path) -> Measured:
 
 
 def note(data: Path, **fields: float) -> None:
-    """Keep newly measured figures, named as in Measured, beside those known before."""
+    """Keep newly measured figures, named as in Measured, beside those known before. Raises
+    ValueError for what cannot have been measured."""
+    if unknown := fields.keys() - set(Measured.__struct_fields__):
+        raise ValueError(f"not figures that are measured: {', '.join(sorted(unknown))}")
     try:
         known = read_measured(data)
     except StoreError:
@@ -52,6 +55,7 @@ def note(data: Path, **fields: float) -> None:
     measured = msgspec.convert({**msgspec.to_builtins(known), **fields}, Measured)
     if not _plausible(measured):
         raise ValueError(f"not figures that can be measured: {fields}")
+    _path(data).parent.mkdir(exist_ok=True)  # whoever deleted DATA/index may do so at any time
     write_durably(_path(data), msgspec.json.format(msgspec.json.encode(measured)) + b"\n")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.measured import read_measured
 from objfs.cli import DEFAULT_CODE, CommandFailed
 from objfs.commands.stores import parse_code
-from objfs.durability.assessment import assess, curve
+from objfs.durability.assessment import Assessment, assess, curve
 from objfs.durability.at_hand import measured_figures, read_layout, stored_bytes
 from objfs.durability.figures import DEFAULTS, make_figures
 from objfs.durability.layout import Layout, hypothetical_places, make_layout
@@ -20,6 +20,8 @@ CURVE_TRIALS_MIN = 2000
 
 
 def durability(arguments: argparse.Namespace) -> int:
+    if arguments.json and arguments.chart:
+        raise CommandFailed("--json prints one JSON object and --chart a drawing; give one of them, or --plot FILE")
     data = Path(arguments.data)
     given = {name: float(getattr(arguments, name)) for name in DEFAULTS if getattr(arguments, name) is not None}
     measured = read_measured(data)
@@ -30,23 +32,22 @@ def durability(arguments: argparse.Namespace) -> int:
         counted["node_bytes"] = float(stored_bytes(data))
     figures = make_figures(given, measured_figures(measured, with_stored=not hypothetical), counted)
     assessment = assess(layout, figures, arguments.trials, arguments.seed, measured.scrub_bytes_per_second)
-    points = []
-    if arguments.plot or arguments.chart:
-        trials = max(arguments.trials // CURVE_TRIALS_SHARE, CURVE_TRIALS_MIN)
-        points = curve(layout, figures, trials, arguments.seed)
-    if arguments.plot:
-        from objfs.durability.plot import write_png
-
-        write_png(Path(arguments.plot), assessment, points)
-    if arguments.json:
-        print(json.dumps(as_json(assessment), indent=2))
-    else:
-        print(render(assessment))
-    if arguments.chart:
-        from objfs.durability.plot import terminal_chart
-
-        print("\n" + terminal_chart(assessment, points))
+    drawings = _draw(arguments, assessment) if arguments.plot or arguments.chart else ""
+    print(json.dumps(as_json(assessment), indent=2) if arguments.json else render(assessment))
+    if drawings:
+        print("\n" + drawings)
     return 0
+
+
+def _draw(arguments: argparse.Namespace, assessment: Assessment) -> str:
+    """Write the PNG if one is asked for; the terminal's chart if that is."""
+    from objfs.durability.plot import terminal_chart, write_png
+
+    trials = max(arguments.trials // CURVE_TRIALS_SHARE, CURVE_TRIALS_MIN)
+    points = curve(assessment.layout, assessment.figures, trials, arguments.seed)
+    if arguments.plot:
+        write_png(Path(arguments.plot), assessment, points)
+    return terminal_chart(assessment, points) if arguments.chart else ""
 
 
 def hypothetical_layout(arguments: argparse.Namespace) -> Layout:

@@ -36,8 +36,8 @@ def init(arguments: argparse.Namespace) -> int:
 
 def parse_code(text: str) -> tuple[int, int]:
     k, _, m = text.partition("+")
-    if not (k.isascii() and k.isdigit() and m.isascii() and m.isdigit() and int(k) > 0 and int(m) > 0):
-        raise CommandFailed(f"--code {text} is not K+M with both at least 1, such as 4+2")
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 and int(part) > 0 for part in (k, m)):
+        raise CommandFailed(f"--code {text[:40]} is not K+M with both at least 1, such as 4+2")
     return int(k), int(m)
 
 
