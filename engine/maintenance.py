@@ -1,61 +1,89 @@
-"""Watching nodes, sealing what crashed writers left, giving returned nodes what they miss.
+"""Watching nodes, sealing what crashed writers left, and starting repair by itself.
 
-Runs as one task in the process that owns the store. Node states only change here and in
-replace_node: healthy → lost when a node's check fails; lost → stale when it is back;
-stale or rebuilding → healthy once no segment or journal file misses anything on it.
+Runs as two tasks in the process that owns the store: one watches the nodes every second,
+the other repairs (engine/care/repair.py) whenever a node failed, came back or was given an
+empty directory, or a fragment was found rotten. Node states only change here and in
+engine/care/nodes.py: healthy → lost when a node's check fails; lost → stale when it is
+back; stale or rebuilding → healthy once no segment misses anything on it.
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
-from engine.changes import FragmentsRepaired, Origin, SetNode
+from engine import measured
+from engine.care.repair import BYTES_PER_SECOND, GRACE_SECONDS, RETURNED, Plan, make_plan, misses, repair
+from engine.changes import FragmentsDamaged, Origin, SetNode
 from engine.errors import StoreError
 from engine.index.local import LocalIndex
+from engine.interfaces import KeymapReader, Node
 from engine.nodeset import NodeSet
-from engine.segments.recovery import missing_fragments, rebuild_fragments, recover_segment
-from engine.types import NodeEntry, NodeState, Segment, SegmentState
+from engine.segments.recovery import looks_whole, recover_segment
+from engine.types import NodeEntry, NodeState, SegmentState
+
+if TYPE_CHECKING:  # opening.py runs this
+    from engine.opening import Parts
 
 WATCH_SECONDS = 1.0
+GIVE_UP_SECONDS = 300.0  # what could not be repaired is tried again then, or when a node changes
+MEASURED_BYTES_MIN = 16 * 1024**2  # a shorter repair says nothing about its rate
 ORIGIN = Origin(requester="maintenance")
-REPAIRABLE = (NodeState.HEALTHY, NodeState.STALE, NodeState.REBUILDING)
+REPAIRABLE = (NodeState.HEALTHY, NodeState.DRAINING, *RETURNED)
 
 logger = logging.getLogger("objfs.maintenance")
 
 
 class Maintenance:
     def __init__(self, index: LocalIndex, nodes: NodeSet) -> None:
+        self.repair_bytes_per_second: int | None = BYTES_PER_SECOND
+        self.grace_seconds = GRACE_SECONDS
         self._index = index
         self._nodes = nodes
         self._sealing = anyio.Lock()
+        self._seen_good: dict[str, float] = {}  # node id → when its last check was good
+        self._detection_seconds = 0.0  # of the failure noticed last
+        self._given_up: dict[int, float] = {}  # segment that can't be repaired → when to try again
+        self._looked_at = (-1, -1)  # LSN and change of nodes the last look for work was at
+        self._node_changes = 0
 
-    async def run(self) -> None:
+    async def run(self, parts: Parts) -> None:
         """Until cancelled. A failed round is logged and tried again."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watching, parts)
+            tasks.start_soon(self._repairing, parts)
+
+    # -- nodes -------------------------------------------------------------------
+
+    async def _watching(self, parts: Parts) -> None:
         while True:
             try:
                 await self.watch()
+                if self._detection_seconds:
+                    seconds, self._detection_seconds = self._detection_seconds, 0.0
+                    await _note(parts, detection_seconds=seconds)
             except (StoreError, OSError) as error:
                 logger.warning("maintenance: %s", error)
             await anyio.sleep(WATCH_SECONDS)
 
     async def watch(self) -> None:
-        """One round: states follow the nodes, and returned nodes are repaired."""
+        """One round: states follow the nodes."""
         changed = False
         for place in self._index.keymap.nodes():
             problem = await anyio.to_thread.run_sync(self._nodes.probe, place)
             state = self._next_state(place, problem)
+            if problem is None:
+                self._seen_good[place.node_id] = time.monotonic()
             if state is not place.state:
                 logger.warning("node %s is %s: %s", place.node_id, state, problem or "it is back")
-                await self._set_state(place, state)
-                changed = True
-        for place in self._index.keymap.nodes():
-            if place.state in (NodeState.STALE, NodeState.REBUILDING) and await self.repair(place):
-                logger.warning("node %s is whole again", place.node_id)
-                await self._set_state(place, NodeState.HEALTHY)
-                self._index.forgive(place.node_id)
+                if state is NodeState.LOST and place.node_id in self._seen_good:
+                    self._detection_seconds = time.monotonic() - self._seen_good[place.node_id]
+                await self.set_state(place, state)
                 changed = True
         if changed:
             await self._index.repair_journal()
@@ -68,6 +96,14 @@ class Maintenance:
             return NodeState.STALE
         return place.state
 
+    async def set_state(self, place: NodeEntry, state: NodeState) -> None:
+        self._node_changes += 1
+        self._given_up.clear()
+        change = SetNode(place.node_id, place.path, place.domain, state, place.generation)
+        await self._index.commit(change, ORIGIN)
+
+    # -- segments ------------------------------------------------------------------
+
     async def seal_orphans(self, *, owner: str | None = None) -> None:
         """Cut the torn tail of every open segment (of `owner`, or of all) and seal it."""
         async with self._sealing:
@@ -76,27 +112,81 @@ class Maintenance:
                     sealed = await anyio.to_thread.run_sync(recover_segment, segment, self._nodes.nodes)
                     await self._index.commit(sealed, ORIGIN)
 
-    async def repair(self, place: NodeEntry) -> bool:
-        """Rebuild what `place` misses; True when it misses nothing. An open segment is
-        still its writer's business and leaves the node unfinished only if this node is to
-        hold a fragment it does not have."""
-        whole = True
-        for segment in list(self._index.keymap.segments()):
-            if place.node_id in segment.node_ids:
-                whole = await self._repair_segment(segment, place.node_id) and whole
-        return whole
+    async def _repairing(self, parts: Parts) -> None:
+        while True:
+            try:
+                if self._may_have_work():
+                    await self.repair(parts)
+            except (StoreError, OSError) as error:
+                logger.warning("repair: %s", error)
+            await anyio.sleep(WATCH_SECONDS)
 
-    async def _repair_segment(self, segment: Segment, node_id: str) -> bool:
-        missing = await anyio.to_thread.run_sync(missing_fragments, segment, self._nodes.nodes)
-        wanted = [index for index in missing if segment.node_ids[index] == node_id]
-        if not wanted:
-            return True
+    def _may_have_work(self) -> bool:
+        """Without a change, and with all nodes healthy, there is nothing to look for."""
+        looked_at, self._looked_at = self._looked_at, (self._index.keymap.applied_lsn(), self._node_changes)
+        unsettled = any(place.state is not NodeState.HEALTHY for place in self._index.keymap.nodes())
+        return unsettled or bool(self._given_up) or looked_at != self._looked_at
+
+    async def repair(self, parts: Parts) -> None:
+        """One round: repair what can be, then let go of nodes that miss nothing any more."""
+        now = time.monotonic()
+        self._given_up = {segment_id: until for segment_id, until in self._given_up.items() if until > now}
+        plan = await self._plan()
+        skip = frozenset(self._given_up)
+        if any(need.segment.segment_id not in skip for need in plan.needs):
+            result = await repair(
+                parts, bytes_per_second=self.repair_bytes_per_second, grace_seconds=self.grace_seconds, skip=skip
+            )
+            self._given_up |= dict.fromkeys(result.failed, time.monotonic() + GIVE_UP_SECONDS)
+            if result.fragments:
+                logger.warning("repaired %d fragments of %d segments", result.fragments, result.segments)
+            if result.rebuilt_bytes >= MEASURED_BYTES_MIN:
+                rate = result.rebuilt_bytes / result.seconds
+                await _note(parts, repair_bytes_per_second=rate)
+        await self._settle()
+
+    async def _plan(self) -> Plan:
+        with self._index.keymap.snapshot() as keymap:
+            return await anyio.to_thread.run_sync(make_plan, keymap, dict(self._nodes.nodes), self.grace_seconds)
+
+    async def _settle(self) -> None:
+        """Nodes that came back and miss nothing any more are healthy."""
+        changed = False
+        for place in self._index.keymap.nodes():
+            node = self._nodes.nodes.get(place.node_id)
+            if place.state not in RETURNED or node is None:
+                continue
+            with self._index.keymap.snapshot() as keymap:
+                missing = await anyio.to_thread.run_sync(_missing_on, keymap, place, node)
+            if missing is None or any(segment_id not in self._given_up for segment_id, _ in missing):
+                continue
+            for segment_id, index in missing:
+                reason = f"node {place.node_id} came back without it, and it cannot be rebuilt now"
+                await self._index.commit(FragmentsDamaged(segment_id, [index], reason), ORIGIN)
+            logger.warning("node %s is healthy again", place.node_id)
+            given_up = dict(self._given_up)
+            await self.set_state(place, NodeState.HEALTHY)
+            self._given_up = given_up
+            changed = True
+        if changed:
+            await self._index.repair_journal()
+
+
+async def _note(parts: Parts, **figures: float) -> None:
+    await anyio.to_thread.run_sync(lambda: measured.note(parts.data, **figures))
+
+
+def _missing_on(keymap: KeymapReader, place: NodeEntry, node: Node) -> Sequence[tuple[int, int]] | None:
+    """(segment, fragment) of sealed segments that the node should have and does not. None
+    while an open segment misses its file there: that is its writer's business."""
+    missing: list[tuple[int, int]] = []
+    for segment in keymap.segments():
+        if place.node_id not in segment.node_ids:
+            continue
+        index = segment.node_ids.index(place.node_id)
         if segment.state is SegmentState.OPEN:
-            return False
-        await anyio.to_thread.run_sync(rebuild_fragments, segment, wanted, self._nodes.nodes)
-        await self._index.commit(FragmentsRepaired(segment.segment_id, segment.node_ids), ORIGIN)
-        return True
-
-    async def _set_state(self, place: NodeEntry, state: NodeState) -> None:
-        change = SetNode(place.node_id, place.path, place.domain, state, place.generation)
-        await self._index.commit(change, ORIGIN)
+            if not looks_whole(segment, index, node):
+                return None
+        elif index not in segment.fragments_lost and misses(segment, index, place, node):
+            missing.append((segment.segment_id, index))
+    return missing

@@ -203,7 +203,7 @@ async def _own(data: Path, descriptor: StoreDescriptor, node_opener: NodeOpener)
             pins = Pins(data / "index", index.condemned_lsn)
             parts = Parts(data, descriptor, nodes, index, plane, pins)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(maintenance.run)
+                tasks.start_soon(maintenance.run, parts)
                 tasks.start_soon(_seal_when_asked, plane, index)
                 tasks.start_soon(_serve_index, index, data, maintenance)
                 try:

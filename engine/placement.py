@@ -8,7 +8,7 @@ so losing one whole domain loses no more than the code can bear.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from engine.errors import StoreError, WritesStopped
 from engine.interfaces import Node
@@ -45,6 +45,43 @@ def choose_nodes(healthy: Sequence[NodeEntry], k: int, m: int, rotation: int = 0
         chosen.append(best)
         counts.update(_domains(best))
     return k, chosen
+
+
+def choose_spare(
+    kept: Sequence[NodeEntry], spares: Sequence[NodeEntry], m: int, free: Mapping[str, int]
+) -> NodeEntry | None:
+    """The best of `spares` for one more fragment of a segment whose others lie on `kept`:
+    one that keeps the rule if there is any, then the least used domain, then most room.
+    None without spares."""
+    if not spares:
+        return None
+    levels = _separable_levels([*kept, *spares], len(kept) + 1, m)
+    counts: Counter[_Domain] = Counter()
+    for node in kept:
+        counts.update(_domains(node))
+
+    def rank(node: NodeEntry) -> tuple[int, list[int], int]:
+        broken = sum(counts[domain] >= m for domain in _domains(node, levels))
+        return broken, [counts[domain] for domain in _domains(node)], -free.get(node.node_id, 0)
+
+    return min(spares, key=rank)
+
+
+def crowded(places: Sequence[NodeEntry], nodes: Sequence[NodeEntry], m: int) -> list[int]:
+    """Positions of the fragments in `places` by which a domain holds more than m of them,
+    though the layout of `nodes` could separate them."""
+    if not places:
+        return []
+    levels = _separable_levels(nodes, len(places), m)
+    counts: Counter[_Domain] = Counter()
+    found: list[int] = []
+    for position, place in enumerate(places):
+        domains = _domains(place, levels)
+        if any(counts[domain] >= m for domain in domains):
+            found.append(position)
+        else:
+            counts.update(domains)
+    return found
 
 
 def layout_warnings(descriptor: StoreDescriptor, nodes: Sequence[Node]) -> list[str]:

@@ -121,7 +121,7 @@ def missing_fragments(segment: Segment, nodes: Mapping[str, Node]) -> list[int]:
     return [
         index
         for index, node_id in enumerate(segment.node_ids)
-        if node_id not in nodes or not _looks_whole(segment, index, nodes[node_id])
+        if node_id not in nodes or not looks_whole(segment, index, nodes[node_id])
     ]
 
 
@@ -432,7 +432,7 @@ def _has_header(segment: Segment, index: int, node: Node) -> bool:
     return _holds(read)
 
 
-def _looks_whole(segment: Segment, index: int, node: Node) -> bool:
+def looks_whole(segment: Segment, index: int, node: Node) -> bool:
     def read() -> bool:
         node.check()
         if not _has_header(segment, index, node):
