@@ -39,6 +39,8 @@ class NodeSet:
         if node is not None and node.path == place.path:
             try:
                 node.check()
+                if isinstance(node, DirectoryNode):
+                    node.close_deleted()
                 return None
             except StoreError:
                 # it may be a new directory in the same place: fall through and look afresh

@@ -267,6 +267,14 @@ class DirectoryNode:
         if file.evicted and not file.users:
             os.close(file.descriptor)
 
+    def close_deleted(self) -> None:
+        """Close files another process deleted or replaced: until then their bytes are not
+        free. Cheap enough for once a second."""
+        with self._lock:
+            for key, file in list(self._files.items()):
+                if not os.fstat(file.descriptor).st_nlink:
+                    self._evict(key)
+
     def _forget(self, name: str) -> None:
         with self._lock:
             for key in ((name, True), (name, False)):
