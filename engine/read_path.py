@@ -10,15 +10,25 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import anyio.to_thread
 
-from engine.errors import FragmentCorrupt, Unreadable
+from engine.errors import FragmentCorrupt, StoreError, Unreadable
 from engine.frames import decode_frame
 from engine.interfaces import DataPlane, Index
 from engine.manifests import cut, decode_manifest
-from engine.types import ChunkEntry, Entry, HoleEntry, InlineEntry, JournalLocation, Manifest, SliceEntry, TreeEntry
+from engine.types import (
+    ChunkEntry,
+    Entry,
+    HoleEntry,
+    InlineEntry,
+    JournalLocation,
+    Location,
+    Manifest,
+    SliceEntry,
+    TreeEntry,
+)
 
 WINDOW_BYTES = 2 * 1024 * 1024
 CACHE_BYTES_MAX = 32 * 1024 * 1024
@@ -137,10 +147,25 @@ class ContentReader:
         return plains
 
     async def _frames(self, chunk_ids: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Frames may be moved, and the place they were at deleted, between the look at the
+        keymap and the read: then they are looked up once more."""
+        locations = self._locate(chunk_ids)
+        while True:
+            try:
+                return await self._frames_at(locations)
+            except StoreError:
+                before, locations = locations, self._locate(chunk_ids)
+                if locations == before:
+                    raise
+
+    def _locate(self, chunk_ids: Sequence[bytes]) -> dict[bytes, Location]:
         locations = self._index.keymap.locations(chunk_ids)
         if len(locations) < len(chunk_ids):
             lost = next(chunk_id for chunk_id in chunk_ids if chunk_id not in locations)
             raise Unreadable(f"chunk {lost.hex()} is named by a manifest but stored nowhere; run objfs fsck")
+        return locations
+
+    async def _frames_at(self, locations: Mapping[bytes, Location]) -> dict[bytes, bytes]:
         frames: dict[bytes, bytes] = {}
         in_segments = []
         for chunk_id, location in locations.items():
