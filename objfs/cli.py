@@ -55,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_door_commands(commands)
     _add_people_and_nodes(commands)
     _add_durability(commands)
+    _add_collecting(commands)
     return parser
 
 
@@ -241,6 +242,62 @@ def _add_durability(commands: argparse._SubParsersAction[_Parser]) -> None:
     trials.add_argument("--plot", metavar="FILE", help="draw loss over repair time into FILE, a PNG")
     trials.add_argument("--chart", action="store_true", help="draw the same in the terminal")
     trials.add_argument("--json", action="store_true", help="print everything as one JSON object")
+
+
+def _add_collecting(commands: argparse._SubParsersAction[_Parser]) -> None:
+    gc = _command(
+        commands,
+        "gc",
+        "collecting:gc",
+        "free what nothing names any more",
+        "Frees the bytes of what was deleted or overwritten, where whole segments and journal files hold nothing else; "
+        "objfs compact frees the rest. Runs beside a server, or alone, and returns when the bytes are free. The exit "
+        "code is 1 if something had to be left for the next run.",
+    )
+    compact = _command(
+        commands,
+        "compact",
+        "collecting:compact",
+        "free what lies between what is in use",
+        "As objfs gc, and copies what is in use out of segments that hold little of it, so that they can go too.",
+    )
+    compact.add_argument(
+        "--threshold",
+        type=_share,
+        default=0.8,
+        metavar="SHARE",
+        help="segments of which less is in use are rewritten (default %(default)s)",
+    )
+    for parser in (gc, compact):
+        parser.add_argument("--dry-run", action="store_true", help="only say what would be freed, per bucket")
+        parser.add_argument(
+            "--abandoned-after",
+            type=_quantity("duration"),
+            default="7d",
+            metavar="TIME",
+            help="abort multipart uploads nothing was added to for so long (default %(default)s)",
+        )
+        parser.add_argument(
+            "--limit", type=_quantity("size"), metavar="RATE", help="copy at most so much a second, such as 50MB"
+        )
+        parser.add_argument(
+            "--wait",
+            type=_quantity("duration"),
+            default="60s",
+            metavar="TIME",
+            help="wait so long for requests older than this run; then leave what they may use (default %(default)s)",
+        )
+        parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and at most 1, such as 0.8")
+    return share
 
 
 def _command(
