@@ -12,6 +12,7 @@ its turn); sync() may run beside append().
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +60,8 @@ class JournalLog:
         end_lsn: int,
         choose: ChooseReplicas,
     ) -> None:
-        self.end_lsn = end_lsn  # the newest LSN written
+        self.end_lsn = end_lsn  # the newest LSN handed to append()
+        self.written_lsn = end_lsn  # the newest LSN written to every replica
         self.epoch = last_epoch
         self._nodes = nodes
         self._store_id = store_id
@@ -71,6 +73,7 @@ class JournalLog:
         self._unsynced_names: set[str] = set()
         self._tail: deque[RawRecord] = deque()
         self._failed: set[str] = set()
+        self._changing = threading.Lock()  # an epoch is not opened while a sync notes what it did
         self._pool = ThreadPoolExecutor(SYNC_WORKERS_MAX, thread_name_prefix="journal-sync")
 
     @property
@@ -96,8 +99,12 @@ class JournalLog:
     def sync(self) -> int:
         """Make everything appended so far durable on all replicas; returns up to which
         LSN. Blocking: runs the replicas' fdatasyncs in parallel. Raises ReplicaFailed."""
-        target, epoch, members = self.end_lsn, self.epoch, list(self._members)
-        names = sorted(self._unsynced_names)
+        with self._changing:
+            # What append() is still writing is not part of this sync.
+            target, epoch, members = self.written_lsn, self.epoch, list(self._members)
+            names = sorted(self._unsynced_names)
+            if not members and self._tail and self._tail[0].lsn <= target:
+                raise ReplicaFailed("", "no epoch is open, and records before the failure are not synced")
         waiting = [
             (node_id, self._pool.submit(self._sync_file, node_id, name)) for name in names for node_id in members
         ]
@@ -107,16 +114,17 @@ class JournalLog:
                 future.result()
             except StoreError as error:
                 failure = ReplicaFailed(node_id, str(error))
-        if epoch != self.epoch:
-            return 0  # a take-over overtook this sync; its own sync counts
-        if failure is not None:
-            raise failure
-        reached(CrashSite.JOURNAL_SYNCED)
-        current = self.current_name
-        self._unsynced_names.difference_update(name for name in names if name != current)
-        while self._tail and self._tail[0].lsn <= target:
-            self._tail.popleft()
-        return target
+        with self._changing:
+            if epoch != self.epoch:
+                return 0  # a take-over overtook this sync; its own sync counts
+            if failure is not None:
+                raise failure
+            reached(CrashSite.JOURNAL_SYNCED)
+            current = self.current_name
+            self._unsynced_names.difference_update(name for name in names if name != current)
+            while self._tail and self._tail[0].lsn <= target:
+                self._tail.popleft()
+            return target
 
     def take_over(self, failed: str) -> dict[bytes, JournalLocation]:
         """Open the next epoch on healthy nodes without `failed` ("" if none failed), write
@@ -132,8 +140,10 @@ class JournalLog:
                     f"({', '.join(members) or 'none'}); bring nodes back or replace them"
                 )
             try:
-                return self._open_epoch(members)
+                with self._changing:
+                    return self._open_epoch(members)
             except ReplicaFailed as error:
+                self._members = []  # of an epoch that was never open: nobody may sync it and be content
                 self._failed.add(error.node_id)
 
     def abandon(self, from_lsn: int) -> None:
@@ -142,6 +152,7 @@ class JournalLog:
         while self._tail and self._tail[-1].lsn >= from_lsn:
             self._tail.pop()
         self.end_lsn = from_lsn - 1
+        self.written_lsn = min(self.written_lsn, self.end_lsn)
         self._members = []
 
     @property
@@ -183,6 +194,7 @@ class JournalLog:
         for node_id in members:
             self._guard(node_id, lambda node: node.sync(name))
         self._tail.clear()
+        self.written_lsn = self.end_lsn
         return locations
 
     def _create_file(self, first_lsn: int) -> None:
@@ -211,6 +223,7 @@ class JournalLog:
             self._guard(node_id, lambda node: node.append(name, start, buffers))
             reached(CrashSite.JOURNAL_PARTLY_WRITTEN)
         self._size = offset
+        self.written_lsn = records[-1].lsn
         reached(CrashSite.JOURNAL_WRITTEN)
         return locations
 
