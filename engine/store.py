@@ -9,7 +9,7 @@ belong on the event loop's thread.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,7 +28,7 @@ from engine.replacing import replace_node
 from engine.secrets import Users
 from engine.status import collect_status
 from engine.tables.client import query_tables
-from engine.types import Content, Entry, HoleEntry, Manifest
+from engine.types import Content, Entry, HoleEntry, Manifest, TreeEntry
 from engine.write_path import ChunkSink, StreamWriter, cut_into, grow
 
 if TYPE_CHECKING:
@@ -58,6 +58,11 @@ class Store:
         self.pins = parts.pins
         self._parts = parts
         self._reader = ContentReader(parts.plane, parts.index)
+
+    @property
+    def parts(self) -> Parts:
+        """What it is made of, for engine.care."""
+        return self._parts
 
     # -- commits and freshness -------------------------------------------------
 
@@ -131,9 +136,9 @@ class Store:
     async def read_range(self, manifest: Manifest, offset: int, length: int) -> memoryview:
         return await self._reader.read_range(manifest, offset, length)
 
-    def expand(self, manifest: Manifest) -> AsyncIterator[Entry]:
-        """Every leaf entry of a manifest, in order."""
-        return self._reader.expand(manifest)
+    def load_tree(self, entry: TreeEntry) -> Awaitable[Manifest]:
+        """A node of a manifest's tree. Raises Unreadable, FragmentCorrupt."""
+        return self._reader.load(entry)
 
     # -- the store itself ------------------------------------------------------
 
@@ -149,7 +154,7 @@ class Store:
 
     async def query(self, statement: str) -> pyarrow.Table:
         """Run one read-only SQL statement on the tables. Raises QueryFailed."""
-        return await query_tables(self._parts, self.expand, statement)
+        return await query_tables(self._parts, self.load_tree, statement)
 
     async def status(self) -> dict[str, Any]:
         """What `objfs status --json` prints."""

@@ -16,9 +16,8 @@ import trio
 
 from engine.opening import Opening, open_parts
 from engine.store import Store
-from engine.tables.client import TABLES_NAME
+from engine.tables.client import tables_service
 from engine.tables.server import serve_tables
-from engine.tables.service import TablesService
 from gateway.app import Gateway
 from gateway.serve import serve_hypercorn
 from gateway.worker import DEFAULT_DOMAINS
@@ -39,9 +38,7 @@ async def _serve(data: Path, address: Address, mount: Path | None, on_ready: Cal
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with open_parts(data, Opening.OWN) as parts, trio.open_nursery() as tables:
             store = Store(parts)
-            database = data / "index" / TABLES_NAME
-            service = TablesService(parts.index, store.expand, database, store_id=parts.descriptor.store_id)
-            await tables.start(partial(serve_tables, service, data / "index"))
+            await tables.start(partial(serve_tables, tables_service(parts, store.load_tree), data / "index"))
             async with AsyncExitStack() as doors:
                 # Left in the opposite order: requests end first, then the mount.
                 if mount is not None:

@@ -31,17 +31,14 @@ def announce_ready() -> None:
 async def run_tables(data: Path) -> None:
     from engine.opening import Opening, open_parts
     from engine.store import Store
-    from engine.tables.client import TABLES_NAME
+    from engine.tables.client import tables_service
     from engine.tables.server import serve_tables
-    from engine.tables.service import TablesService
 
-    index = data / "index"
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with open_parts(data, Opening.JOIN) as parts:
-            store_id = parts.descriptor.store_id
-            service = TablesService(parts.index, Store(parts).expand, index / TABLES_NAME, store_id=store_id)
+            service = tables_service(parts, Store(parts).load_tree)
             async with anyio.create_task_group() as tasks:
-                await tasks.start(partial(serve_tables, service, index))
+                await tasks.start(partial(serve_tables, service, data / "index"))
                 announce_ready()
                 await anext(signals)
                 tasks.cancel_scope.cancel()

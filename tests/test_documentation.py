@@ -13,7 +13,14 @@ import duckdb
 from engine.tables.schema import TABLES, VIEWS, create_table
 from objfs.cli import make_parser
 
-INTERNAL = ("tables_state", "journal_buckets", "journal_uploads", "journal_events")  # how the tables keep themselves
+INTERNAL = (  # how the tables keep themselves
+    "tables_state",
+    "journal_buckets",
+    "journal_uploads",
+    "journal_events",
+    "past_",
+    "segment_states",
+)
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 

@@ -11,16 +11,20 @@ Blocking; one thread at a time. Knows nothing of sockets or of where records com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from engine.changes import (
     AbortUpload,
     CompleteUpload,
+    Condemn,
     CreateBucket,
     CreateUpload,
     DeleteBucket,
+    DeleteSegments,
     DeleteUser,
+    DropJournal,
+    FragmentsDamaged,
     FragmentsRepaired,
     MoveChunks,
     OpenSegment,
@@ -28,18 +32,23 @@ from engine.changes import (
     PutUser,
     PutVersion,
     Record,
+    RemoveNode,
     SealSegment,
+    SegmentsScrubbed,
     SetAttributes,
     SetBucketTags,
     SetBucketVersioning,
     SetNode,
+    Spare,
     Touched,
 )
 from engine.interfaces import KeymapReader
+from engine.tables.care_events import care_rows
 from engine.tables.database import Database
 from engine.tables.events import EventDeriver
 from engine.tables.history import Name
 from engine.tables.rows import (
+    LoadTree,
     Row,
     bucket_row,
     chunk_row,
@@ -53,11 +62,10 @@ from engine.tables.rows import (
     user_row,
     version_row,
 )
-from engine.types import Entry, Manifest, NewChunk, Version
+from engine.types import Manifest, NewChunk, Version
 
 GROUP_NAMES_MAX = 5000  # names whose rows are replaced together
-
-ExpandNow = Callable[[Manifest], Sequence[Entry]]
+REFERENCES_AT_ONCE = 50_000  # rows inserted together
 
 _SMALL_TABLES = (
     CreateBucket,
@@ -68,6 +76,7 @@ _SMALL_TABLES = (
     PutUser,
     DeleteUser,
     SetNode,
+    RemoveNode,
 )
 
 
@@ -82,7 +91,7 @@ def apply(
     reader: KeymapReader,
     records: list[Record],
     touched: list[Touched],
-    expand: ExpandNow,
+    load: LoadTree,
     *,
     state_lsn: int,
 ) -> None:
@@ -93,16 +102,17 @@ def apply(
         deriver = EventDeriver(database)
         deriver.derive(records, touched)
         deriver.write()
+        database.insert("store_journal", list(care_rows(records)))
         names = deriver.touched | {(name.bucket, name.key) for name in touched if name.key}
-        state = StateTables(database, reader, expand, deriver.sequence)
+        state = StateTables(database, reader, load)
         state.small_tables(records)
         state.segments(records)
+        state.dropped(records)
         state.chunks(records)
         state.uploads(records)
         for group in _grouped(sorted(names)):
             state.names(group)
         database.advance(last.lsn, state_lsn, fingerprint(last))
-    database.committed(last.lsn, state_lsn, fingerprint(last))
 
 
 def _grouped(names: Sequence[Name]) -> Iterator[list[Name]]:
@@ -120,20 +130,26 @@ def new_chunks(change: object) -> list[NewChunk]:
             return []
 
 
+def segments_in(change: object) -> list[int]:
+    """The segments a change is about."""
+    match change:
+        case OpenSegment() | SealSegment() | FragmentsRepaired() | FragmentsDamaged():
+            return [change.segment_id]
+        case SegmentsScrubbed() | DeleteSegments():
+            return change.segment_ids
+        case Condemn() | Spare():
+            return [container for container in change.containers if container > 0]
+        case _:
+            return []
+
+
 class StateTables:
     """Rows that say what is, replaced by what the keymap says now."""
 
-    def __init__(
-        self,
-        database: Database,
-        reader: KeymapReader,
-        expand: ExpandNow,
-        sequence: dict[tuple[str, str, str], int],
-    ) -> None:
+    def __init__(self, database: Database, reader: KeymapReader, load: LoadTree) -> None:
         self.database = database
         self.reader = reader
-        self.expand = expand
-        self.sequence = sequence
+        self.load = load
         self._buckets = {bucket.name for bucket in reader.buckets()}
 
     def small_tables(self, records: Sequence[Record]) -> None:
@@ -143,24 +159,48 @@ class StateTables:
             self.database.replace("nodes", [node_row(node) for node in self.reader.nodes()])
 
     def segments(self, records: Sequence[Record]) -> None:
-        kinds = (OpenSegment, SealSegment, FragmentsRepaired)
-        touched = sorted({record.change.segment_id for record in records if isinstance(record.change, kinds)})
+        touched = sorted({segment_id for record in records for segment_id in segments_in(record.change)})
         found = [segment for segment_id in touched if (segment := self.reader.segment(segment_id)) is not None]
         keys = [(segment_id_text(segment_id),) for segment_id in touched]
-        for table in ("segments", "segment_fragments"):
+        for table in ("segment_states", "segment_fragments"):
             self.database.delete(table, ("segment_id",), keys)
-        self.database.insert("segments", [segment_row(segment) for segment in found])
+        self.database.insert("segment_states", [segment_row(segment) for segment in found])
         self.database.insert("segment_fragments", [row for segment in found for row in fragment_rows(segment)])
 
+    def dropped(self, records: Sequence[Record]) -> None:
+        """Chunks that went with their container. No record lists them."""
+        changes = [record.change for record in records]
+        gone = [
+            segment_id for change in changes if isinstance(change, DeleteSegments) for segment_id in change.segment_ids
+        ]
+        self.database.delete("chunks", ("segment_id",), [(segment_id_text(segment_id),) for segment_id in gone])
+        if any(isinstance(change, DropJournal) for change in changes):
+            self._riding()
+
+    def _riding(self) -> None:
+        """Look at every chunk that rides in the journal: a new epoch moves those of the old one's
+        tail to other files, without a record, so which file a chunk rode in is not known."""
+        riding = "SELECT chunk_id, scope, length FROM chunks WHERE in_journal"
+        rows: list[tuple[str, int, int]] = self.database.rows(riding)
+        self.database.execute("DELETE FROM chunks WHERE in_journal")
+        by_scope: dict[int, dict[bytes, int]] = {}
+        for chunk_id, scope, length in rows:
+            by_scope.setdefault(scope, {})[bytes.fromhex(chunk_id)] = length
+        self._insert_chunks(by_scope)
+
     def chunks(self, records: Sequence[Record]) -> None:
-        by_scope: dict[int, dict[bytes, NewChunk]] = {}
+        by_scope: dict[int, dict[bytes, int]] = {}
         for record in records:
             for chunk in new_chunks(record.change):
-                by_scope.setdefault(chunk.scope, {})[chunk.chunk_id] = chunk
-        for scope, chunks in sorted(by_scope.items()):
-            located = self.reader.locations(chunks, scope)
-            self.database.delete("chunks", ("chunk_id", "scope"), [(name.hex(), scope) for name in chunks])
-            rows = [chunk_row(chunks[name], location) for name, location in located.items()]
+                by_scope.setdefault(chunk.scope, {})[chunk.chunk_id] = chunk.length
+        for scope, lengths in by_scope.items():
+            self.database.delete("chunks", ("chunk_id", "scope"), [(name.hex(), scope) for name in lengths])
+        self._insert_chunks(by_scope)
+
+    def _insert_chunks(self, by_scope: dict[int, dict[bytes, int]]) -> None:
+        for scope, lengths in sorted(by_scope.items()):
+            located = self.reader.locations(lengths, scope)
+            rows = [chunk_row(name, scope, lengths[name], location) for name, location in located.items()]
             self.database.insert("chunks", rows)
 
     # -- uploads -------------------------------------------------------------------
@@ -240,7 +280,7 @@ class StateTables:
                 if part.number == number:
                     parts.append(part_row(part))
                     owner = (*uploads[upload_id], None, upload_id, number)
-                    references += reference_rows(owner, part.manifest.scope, self.expand(part.manifest))
+                    references += reference_rows(owner, part.manifest, self.load)
         self.database.insert("parts", parts)
         self.database.insert("chunk_references", references)
 
@@ -278,36 +318,31 @@ class StateTables:
         kept = {
             (version.bucket, version.key, version.version_id)
             for version in found
-            if (row := held.get((version.bucket, version.key, version.version_id))) and row[0] == version.lsn
+            if held.get((version.bucket, version.key, version.version_id)) == version.lsn
         }
         self.database.delete("versions", ("bucket", "key"), names)
         self.database.delete("chunk_references", ("bucket", "key", "version_id"), sorted(held.keys() - kept))
-        self.database.insert("versions", [version_row(version, self._sequence(version, held)) for version in found])
+        self.database.insert("versions", [version_row(version) for version in found])
         references: list[Row] = []
         for version in found:
             if (version.bucket, version.key, version.version_id) not in kept and version.size:
                 manifest = self._manifest(version)
                 owner = (version.bucket, version.key, version.version_id, None, None)
-                references += reference_rows(owner, manifest.scope, self.expand(manifest))
-                if len(references) > GROUP_NAMES_MAX * 10:
-                    self.database.insert("chunk_references", references)
-                    references = []
+                for row in reference_rows(owner, manifest, self.load):
+                    references.append(row)
+                    if len(references) == REFERENCES_AT_ONCE:
+                        self.database.insert("chunk_references", references)
+                        references = []
         self.database.insert("chunk_references", references)
 
-    def _held(self, names: Sequence[Name]) -> dict[tuple[str, str, str], tuple[int, int]]:
+    def _held(self, names: Sequence[Name]) -> dict[tuple[str, str, str], int]:
         rows = self.database.matching(
-            "SELECT bucket, key, version_id, lsn, sequence_lsn FROM versions v SEMI JOIN incoming USING (bucket, key)",
+            "SELECT bucket, key, version_id, lsn FROM versions v SEMI JOIN incoming USING (bucket, key)",
             "versions",
             ("bucket", "key"),
             names,
         )
-        return {(bucket, key, version_id): (lsn, sequence) for bucket, key, version_id, lsn, sequence in rows}
-
-    def _sequence(self, version: Version, held: dict[tuple[str, str, str], tuple[int, int]]) -> int:
-        """The LSN of the last change of this version: this batch's, else the one known."""
-        name = (version.bucket, version.key, version.version_id)
-        lsn, sequence = held.get(name, (0, 0))
-        return max(version.lsn, self.sequence.get(name, 0), sequence if lsn == version.lsn else 0)
+        return {(bucket, key, version_id): lsn for bucket, key, version_id, lsn in rows}
 
     def _manifest(self, version: Version) -> Manifest:
         if version.manifest.entries:

@@ -5,7 +5,7 @@ Imports neither DuckDB nor Arrow before a query needs them. Works under trio and
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -17,13 +17,12 @@ from engine.errors import BY_NAME, IndexUnavailable, StoreError, StoreInUse
 from engine.index.sockets import connect
 from engine.index.wire import BadMessage, FrameReader
 from engine.tables.wire import SOCKET_NAME, Answer, Question, answer_decoder, encode
-from engine.types import Entry, Manifest
 
 if TYPE_CHECKING:
     import pyarrow
 
     from engine.interfaces import Index
-    from engine.tables.service import TablesService
+    from engine.tables.service import LoadTree, TablesService
 
 TABLES_NAME = "tables.duckdb"
 STATUS_SECONDS = 2.0
@@ -33,6 +32,8 @@ TAKE_OVER_SECONDS = 10.0  # for a tables process that starts, or ends, right now
 class _Descriptor(Protocol):
     @property
     def store_id(self) -> str: ...
+    @property
+    def m(self) -> int: ...
 
 
 class StoreParts(Protocol):
@@ -71,20 +72,23 @@ async def applied_lsn(data: Path) -> int | None:
     return None
 
 
-async def query_tables(
-    parts: StoreParts, expand: Callable[[Manifest], AsyncIterator[Entry]], sql: str
-) -> pyarrow.Table:
-    """Ask whoever serves the tables; if nobody does, bring them up to date here, then ask.
-    Raises QueryFailed, StoreInUse."""
+def tables_service(parts: StoreParts, load_tree: LoadTree) -> TablesService:
+    """The tables of an open store, to be run. `load_tree` reads a node of a manifest's tree."""
     from engine.tables.service import TablesService
 
-    path = parts.data / "index" / TABLES_NAME
+    path, descriptor = parts.data / "index" / TABLES_NAME, parts.descriptor
+    return TablesService(parts.index, load_tree, path, store_id=descriptor.store_id, m=descriptor.m)
+
+
+async def query_tables(parts: StoreParts, load_tree: LoadTree, sql: str) -> pyarrow.Table:
+    """Ask whoever serves the tables; if nobody does, bring them up to date here, then ask.
+    Raises QueryFailed, StoreInUse."""
     deadline = anyio.current_time() + TAKE_OVER_SECONDS
     while True:
         try:
             return await query(parts.data, sql)
         except IndexUnavailable:
-            service = TablesService(parts.index, expand, path, store_id=parts.descriptor.store_id)
+            service = tables_service(parts, load_tree)
         try:
             return await _query_here(service, sql)
         except StoreInUse:  # a tables process that is not answering yet, or another command like this one

@@ -28,20 +28,36 @@ MEMORY_LIMIT = "512MB"  # DuckDB's own; it spills beyond
 Rows = Sequence[tuple[Any, ...]]
 
 
-class TablesDamaged(Exception):
-    """The file is not a DuckDB file, of another schema or store, or does not open."""
+class TablesDamaged(QueryFailed):
+    """The file is not a DuckDB file, of another schema or store, or cannot be read."""
+
+
+def is_damage(error: duckdb.Error) -> bool:
+    """Whether the file, or this process's view of it, is at fault: not the statement."""
+    if isinstance(error, (duckdb.FatalException, duckdb.InternalException, duckdb.SerializationException)):
+        return True
+    return isinstance(error, duckdb.IOException) and ("orrupt" in str(error) or "checksum" in str(error))
+
+
+def lacks_room(error: duckdb.Error) -> bool:
+    """Whether another file in its place would fare no better."""
+    return isinstance(error, duckdb.OutOfMemoryException) or "No space left" in str(error)
 
 
 class Database:
     """One open tables file. The LSNs and the fingerprint are those of its last transaction
     (schema.py, tables_state)."""
 
-    def __init__(self, path: str, store_id: str) -> None:
+    def __init__(self, path: str, store_id: str, *, m: int = 2) -> None:
         self.path = path
         self.store_id = store_id
+        self.m = m
         self.applied_lsn = 0
         self.state_lsn = 0
         self.fingerprint = ""
+        self.loaded_lsn = 0
+        self.recalled_lsn = 0
+        self.oldest_lsn = 0
         self._connection = self._open()
 
     def _open(self) -> duckdb.DuckDBPyConnection:
@@ -81,31 +97,44 @@ class Database:
             ).fetchone()
             if known == (0,):
                 self._create(connection)
-            state = connection.execute(
-                "SELECT schema_version, store_id, applied_lsn, state_lsn, fingerprint FROM tables_state"
-            ).fetchall()
-            if len(state) != 1 or state[0][:2] != (schema.SCHEMA_VERSION, self.store_id):
-                raise TablesDamaged("another store's, or of another release")
-            self.applied_lsn, self.state_lsn, self.fingerprint = state[0][2:]
+            self._read_state(connection)
         except BaseException:
             connection.close()
             raise
         return connection
 
+    def _read_state(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Raises TablesDamaged."""
+        rows = connection.execute(
+            """SELECT schema_version, store_id, m, applied_lsn, state_lsn, fingerprint, loaded_lsn, recalled_lsn,
+                oldest_lsn FROM tables_state"""
+        ).fetchall()
+        if len(rows) != 1 or rows[0][:3] != (schema.SCHEMA_VERSION, self.store_id, self.m):
+            raise TablesDamaged("another store's, or of another release")
+        self.applied_lsn, self.state_lsn, self.fingerprint = rows[0][3:6]
+        self.loaded_lsn, self.recalled_lsn, self.oldest_lsn = rows[0][6:]
+
     def _create(self, connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute("BEGIN")
-        for name in schema.TABLES:
-            connection.execute(schema.create_table(name))
+        self._lay_out(connection)
         for name, select in schema.VIEWS.items():
             connection.execute(f"CREATE VIEW {name} AS {select}")
-        connection.execute("INSERT INTO tables_state VALUES (?, ?, 0, 0, '')", [schema.SCHEMA_VERSION, self.store_id])
         connection.execute("COMMIT")
 
-    def restart(self) -> None:
-        """Forget everything: the journal is not the one this file was made from."""
+    def _lay_out(self, connection: duckdb.DuckDBPyConnection) -> None:
+        for name in schema.TABLES:
+            connection.execute(schema.create_table(name))
+        connection.execute(
+            "INSERT INTO tables_state VALUES (?, ?, ?, 0, 0, '', 0, 0, 0)",
+            [schema.SCHEMA_VERSION, self.store_id, self.m],
+        )
+
+    def reopen(self, *, anew: bool) -> None:
+        """Close and open the file; `anew`: an empty one in its place. No cursor may be open."""
         self._connection.close()
-        self._delete_files()
-        self._connection = self._connect()
+        if anew:
+            self._delete_files()
+        self._connection = self._open()
 
     # -- writing: one thread at a time ---------------------------------------------
 
@@ -119,6 +148,22 @@ class Database:
             with contextlib.suppress(duckdb.Error):  # the first error is the one to tell
                 self._connection.execute("ROLLBACK")
             raise
+        self._read_state(self._connection)
+
+    def empty(self) -> None:
+        """Forget, inside the transaction, everything. Queries under way see what was."""
+        self._lay_out(self._connection)
+
+    def loaded(self, lsn: int, fingerprint: str) -> None:
+        """Note, inside the transaction, that all of it is the state as of `lsn`."""
+        self._connection.execute(
+            "UPDATE tables_state SET applied_lsn = $1, state_lsn = $1, fingerprint = $2, loaded_lsn = $1",
+            [lsn, fingerprint],
+        )
+
+    def recalled(self, lsn: int, oldest_lsn: int) -> None:
+        """Note, inside the transaction, that the events from `oldest_lsn` up to `lsn` are in."""
+        self._connection.execute("UPDATE tables_state SET recalled_lsn = ?, oldest_lsn = ?", [lsn, oldest_lsn])
 
     def advance(self, lsn: int, state_lsn: int, fingerprint: str) -> None:
         """Note, inside the transaction, that every record up to `lsn` is in, and the state as
@@ -127,9 +172,6 @@ class Database:
             "UPDATE tables_state SET applied_lsn = ?, state_lsn = greatest(state_lsn, ?), fingerprint = ?",
             [lsn, state_lsn, fingerprint],
         )
-
-    def committed(self, lsn: int, state_lsn: int, fingerprint: str) -> None:
-        self.applied_lsn, self.state_lsn, self.fingerprint = lsn, max(self.state_lsn, state_lsn), fingerprint
 
     def insert(self, table: str, rows: Rows) -> None:
         if not rows:
@@ -213,7 +255,8 @@ class Cursor:
             reader = self._connection.execute(statement).to_arrow_reader(10_000)
             return self._collect(reader)
         except (duckdb.Error, pyarrow.ArrowException) as error:
-            raise QueryFailed(statements.one_line(error)) from error
+            damaged = isinstance(error, duckdb.Error) and is_damage(error)
+            raise (TablesDamaged if damaged else QueryFailed)(statements.one_line(error)) from error
         finally:
             with self._lock:
                 self.ended = True

@@ -2,7 +2,8 @@
 
 A record holds the change that was asked for; what it did follows from the state before
 it. That state is History's: what the events so far say each name had. So the rows depend on the journal
-alone, and replaying it gives the same rows. Permanent deletes carry no facts (S3 Metadata journal tables schema).
+alone, and replaying it gives the same rows. What changes the store rather than an object is told
+by care_rows(). Permanent deletes carry no facts (S3 Metadata journal tables schema).
 One thread; one EventDeriver per batch.
 """
 
@@ -37,14 +38,19 @@ CREATE, UPDATE, DELETE = "CREATE", "UPDATE_METADATA", "DELETE"
 
 
 class EventDeriver:
-    """Turns a batch of records, in order, into journal_events rows."""
+    """Turns a batch of records, in order, into rows of journal_events, or of past_events.
 
-    def __init__(self, database: Database) -> None:
+    `partial`: versions may have been there that the history does not know, because what
+    came before the oldest record is not kept. Deletes of those are told all the same."""
+
+    def __init__(self, database: Database, timeline: str = "journal", *, partial: bool = False) -> None:
         self.database = database
-        self.history = History(database)
+        self._events, self._buckets_table = f"{timeline}_events", f"{timeline}_buckets"
+        self._uploads_table = f"{timeline}_uploads"
+        self._partial = partial
+        self.history = History(database, self._events)
         self.rows: list[tuple[Any, ...]] = []
-        self.sequence: dict[tuple[str, str, str], int] = {}  # (bucket, key, version id) → last LSN that changed it
-        self._versioning = dict(database.rows("SELECT bucket, versioning FROM journal_buckets"))
+        self._versioning = dict(database.rows(f"SELECT bucket, versioning FROM {self._buckets_table}"))
         self._versioning_changed = False
         self._uploads: dict[str, tuple[Any, ...]] = {}
         self._uploads_new: set[str] = set()
@@ -85,23 +91,23 @@ class EventDeriver:
 
     def write(self) -> None:
         """Insert the rows, and what the next batch must know."""
-        self.database.insert("journal_events", self.rows)
+        self.database.insert(self._events, self.rows)
         for (bucket, key, version_id), file_id in self.history.refiled.items():
             self.database.execute(
-                "UPDATE journal_events SET file_id = ? WHERE bucket = ? AND key = ? AND version_id = ?",
+                f"UPDATE {self._events} SET file_id = ? WHERE bucket = ? AND key = ? AND version_id = ?",
                 (file_id, bucket, key, version_id),
             )
         if self._versioning_changed:
-            self.database.replace("journal_buckets", list(self._versioning.items()))
+            self.database.replace(self._buckets_table, list(self._versioning.items()))
         kept = self._uploads_new - self._uploads_gone
-        self.database.delete("journal_uploads", ("upload_id",), [(name,) for name in sorted(self._uploads_gone)])
-        self.database.insert("journal_uploads", [self._uploads[name] for name in sorted(kept)])
+        self.database.delete(self._uploads_table, ("upload_id",), [(name,) for name in sorted(self._uploads_gone)])
+        self.database.insert(self._uploads_table, [self._uploads[name] for name in sorted(kept)])
 
     def _load_uploads(self, records: list[Record]) -> None:
         named = {(r.change.upload_id,) for r in records if isinstance(r.change, CompleteUpload)}
-        select = """SELECT upload_id, storage_class, initiated_ns, user_metadata, tags
-            FROM journal_uploads u SEMI JOIN incoming USING (upload_id)"""
-        for row in self.database.matching(select, "journal_uploads", ("upload_id",), sorted(named)):
+        select = f"""SELECT upload_id, storage_class, initiated_ns, user_metadata, tags
+            FROM {self._uploads_table} u SEMI JOIN incoming USING (upload_id)"""
+        for row in self.database.matching(select, self._uploads_table, ("upload_id",), sorted(named)):
             self._uploads[row[0]] = row
 
     # -- one record ----------------------------------------------------------------
@@ -327,12 +333,15 @@ class EventDeriver:
         self._event(DELETE, bucket, key, marker)
 
     def _permanent_delete(self, bucket: str, key: str, version_id: str) -> None:
-        if not self.history.remove(bucket, key, version_id, self._record.lsn):
+        if not self.history.remove(bucket, key, version_id, self._record.lsn) and not self._unknown(bucket, key):
             return
         self._append(bucket, key, DELETE, version_id, (None,) * 9, (None, None, None), None, None)
 
+    def _unknown(self, bucket: str, key: str) -> bool:
+        """Whether something may have been there that was published before the oldest record."""
+        return self._partial and not self.history.versions(bucket, key)
+
     def _event(self, record_type: str, bucket: str, key: str, facts: Facts) -> None:
-        self.sequence[(bucket, key, facts.version_id)] = self._record.lsn
         self.history.touched.add((bucket, key))
         told = record_type != DELETE
         columns = (

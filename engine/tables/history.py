@@ -1,9 +1,10 @@
 """The versions every name had, as the journal's events tell them.
 
 Read back from journal_events for the names a batch is about, then carried along in
-memory while the batch's records are replayed; so it depends on the journal alone. The
-rules are those by which the keymap publishes and removes versions (engine/keymap/state.py).
-One thread; one History per batch.
+memory while the batch's records are replayed; so it depends on the journal alone, and on
+what was there where its events begin (rows of record_type STATE). The rules are those by
+which the keymap publishes and removes versions (engine/keymap/state.py). One thread; one
+History per batch.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ class Facts(Struct, frozen=True):
     file_id: int = 0
 
 
+# {events} is the table the history is of: journal_events, or past_events.
 _FACTS = """
     SELECT bucket, key, version_id, published_lsn, epoch_us(last_modified), is_delete_marker, size, etag,
         storage_class, is_multipart, checksum_algorithm, tags, user_metadata, file_id
     FROM (
-        SELECT e.* FROM journal_events e SEMI JOIN incoming USING (bucket, key)
+        SELECT e.* FROM {events} e SEMI JOIN incoming USING (bucket, key)
         QUALIFY row_number() OVER (PARTITION BY bucket, key, version_id ORDER BY lsn DESC, ordinal DESC) = 1
     ) WHERE is_delete_marker IS NOT NULL
 """
@@ -48,7 +50,7 @@ _FACTS = """
 _VISIBLE_BELOW = """
     SELECT count(*) FROM (
         SELECT is_delete_marker FROM (
-            SELECT * FROM journal_events WHERE bucket = ? AND starts_with(key, ?)
+            SELECT * FROM {events} WHERE bucket = ? AND starts_with(key, ?)
             QUALIFY row_number() OVER (PARTITION BY key, version_id ORDER BY lsn DESC, ordinal DESC) = 1
         ) WHERE is_delete_marker IS NOT NULL
         QUALIFY row_number() OVER (PARTITION BY key ORDER BY published_lsn DESC) = 1
@@ -59,8 +61,9 @@ _VISIBLE_BELOW = """
 class History:
     """See the module."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, events: str = "journal_events") -> None:
         self._database = database
+        self._events = events
         self._versions: dict[Name, dict[str, Facts]] = {}
         self._names: dict[int, set[Name]] = {}
         self._visible: dict[Name, int] = {}  # (bucket, directory) → visible keys below
@@ -73,7 +76,8 @@ class History:
         missing = sorted({name for name in names if name not in self._versions})
         for name in missing:
             self._versions[name] = {}
-        for bucket, key, *facts in self._database.matching(_FACTS, "journal_events", ("bucket", "key"), missing):
+        select = _FACTS.format(events=self._events)
+        for bucket, key, *facts in self._database.matching(select, self._events, ("bucket", "key"), missing):
             facts[9], facts[10] = facts[9] or {}, facts[10] or {}
             self._versions[(bucket, key)][facts[0]] = Facts(*facts)
 
@@ -84,8 +88,8 @@ class History:
             return
         for file_id in missing:
             self._names[file_id] = set()
-        select = "SELECT DISTINCT bucket, key, file_id FROM journal_events e SEMI JOIN incoming USING (file_id)"
-        found = self._database.matching(select, "journal_events", ("file_id",), [(file_id,) for file_id in missing])
+        select = f"SELECT DISTINCT bucket, key, file_id FROM {self._events} e SEMI JOIN incoming USING (file_id)"
+        found = self._database.matching(select, self._events, ("file_id",), [(file_id,) for file_id in missing])
         self.load((bucket, key) for bucket, key, _ in found)
         for bucket, key, file_id in found:
             self._names[file_id].add((bucket, key))
@@ -104,7 +108,7 @@ class History:
     def watch_directory(self, bucket: str, prefix: str) -> None:
         """Count the visible keys below from now on. Call before the batch's first change."""
         if (bucket, prefix) not in self._visible:
-            ((count,),) = self._database.rows(_VISIBLE_BELOW, (bucket, prefix))
+            ((count,),) = self._database.rows(_VISIBLE_BELOW.format(events=self._events), (bucket, prefix))
             self._visible[(bucket, prefix)] = count
 
     # -- reading -------------------------------------------------------------------
@@ -124,7 +128,7 @@ class History:
 
     def visible_below(self, bucket: str, prefix: str) -> list[str]:
         """Visible keys with the prefix, in order."""
-        select = "SELECT DISTINCT bucket, key FROM journal_events WHERE bucket = ? AND starts_with(key, ?)"
+        select = f"SELECT DISTINCT bucket, key FROM {self._events} WHERE bucket = ? AND starts_with(key, ?)"
         self.load(self._database.rows(select, (bucket, prefix)))
         self.load_current_files()  # in one query, ahead of the puts that would ask one by one
         keys = [key for held, key in self._versions if held == bucket and key.startswith(prefix)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
 from typing import Any
 
 from engine.types import (
@@ -11,7 +12,7 @@ from engine.types import (
     ChunkEntry,
     Entry,
     Location,
-    NewChunk,
+    Manifest,
     NodeEntry,
     Part,
     Segment,
@@ -24,6 +25,7 @@ from engine.types import (
 )
 
 Row = tuple[Any, ...]
+LoadTree = Callable[[TreeEntry], Manifest | None]  # a node of a manifest's tree; None: it cannot be read
 
 
 def microseconds(time_ns: int) -> int:
@@ -43,7 +45,7 @@ def bucket_row(bucket: Bucket) -> Row:
     return (bucket.name, bucket.bucket_id, created, str(bucket.versioning), bucket.owner, pairs(bucket.tags))
 
 
-def version_row(version: Version, sequence_lsn: int) -> Row:
+def version_row(version: Version) -> Row:
     attributes = version.attributes or Attributes()
     checksum = version.checksum
     return (
@@ -51,7 +53,7 @@ def version_row(version: Version, sequence_lsn: int) -> Row:
         version.key,
         version.version_id,
         version.lsn,
-        sequence_lsn,
+        max(version.lsn, version.changed_lsn),
         version.is_latest,
         version.delete_marker,
         version.size,
@@ -103,34 +105,46 @@ def part_row(part: Part) -> Row:
     )
 
 
-def chunk_row(chunk: NewChunk, location: Location) -> Row:
-    head = (chunk.chunk_id.hex(), chunk.scope, chunk.length, location.length)
+def chunk_row(chunk_id: bytes, scope: int, length: int, location: Location) -> Row:
+    head = (chunk_id.hex(), scope, length, location.length)
     if isinstance(location, SegmentLocation):
         segment_id = segment_id_text(location.segment_id)
         return (*head, False, segment_id, location.stripe_offset, location.fragment_length, location.offset)
     return (*head, True, None, None, None, None)
 
 
-def reference_rows(owner: Row, scope: int, entries: Sequence[Entry]) -> Iterator[Row]:
+def reference_rows(owner: Row, manifest: Manifest, load: LoadTree) -> Iterator[Row]:
     """`owner` is (bucket, key, version id, upload id, part number). Holes and inline bytes
-    refer to no chunk; a tree stands for a subtree that could not be read."""
-    offset = 0
-    for ordinal, entry in enumerate(entries):
-        length = entry.length
-        match entry:
-            case ChunkEntry():
-                yield (*owner, ordinal, offset, length, entry.chunk_id.hex(), scope, 0, length)
-            case SliceEntry():
-                chunk_id = entry.chunk_id.hex()
-                yield (*owner, ordinal, offset, length, chunk_id, scope, entry.offset, entry.chunk_length)
-            case TreeEntry():
-                yield (*owner, ordinal, offset, length, entry.chunk_id.hex(), scope, 0, entry.chunk_length)
-        offset += length
+    refer to no chunk. A node of the tree stands before what it leads to, with no bytes of
+    its own, or for it, if it cannot be read."""
+    scope, ordinals = manifest.scope, count()
+
+    def walk(entries: list[Entry], offset: int) -> Iterator[Row]:
+        for entry in entries:
+            length, ordinal = entry.length, next(ordinals)
+            match entry:
+                case ChunkEntry():
+                    yield (*owner, ordinal, offset, length, entry.chunk_id.hex(), scope, 0, length, False)
+                case SliceEntry():
+                    named = (entry.chunk_id.hex(), scope, entry.offset, entry.chunk_length)
+                    yield (*owner, ordinal, offset, length, *named, False)
+                case TreeEntry():
+                    node = load(entry)
+                    stands_for = length if node is None else 0
+                    named = (entry.chunk_id.hex(), scope, 0, entry.chunk_length)
+                    yield (*owner, ordinal, offset, stands_for, *named, True)
+                    if node is not None:
+                        yield from walk(node.entries, offset)
+            offset += length
+
+    return walk(manifest.entries, 0)
 
 
 def segment_row(segment: Segment) -> Row:
     segment_id = segment_id_text(segment.segment_id)
-    return (segment_id, segment.code, segment.k, segment.m, segment.owner, str(segment.state), segment.size)
+    code = (segment_id, segment.code, segment.k, segment.m, segment.owner, str(segment.state), segment.size)
+    scrubbed = microseconds(segment.scrubbed_ns) if segment.scrubbed_ns else None
+    return (*code, segment.stripes, bool(segment.condemned_lsn), scrubbed)
 
 
 def fragment_rows(segment: Segment) -> Iterator[Row]:
@@ -139,7 +153,8 @@ def fragment_rows(segment: Segment) -> Iterator[Row]:
 
 
 def node_row(node: NodeEntry) -> Row:
-    return (node.node_id, node.path, node.domain, str(node.state))
+    since = microseconds(node.since_ns) if node.since_ns else None
+    return (node.node_id, node.path, node.domain, str(node.state), node.generation, since)
 
 
 def user_row(user: User) -> Row:

@@ -54,6 +54,7 @@ SCALAR_FUNCTIONS_REFUSED = frozenset({"write_log", "json_execute_serialized_sql"
 _EXPLAIN = re.compile(
     r"(?:\s|--[^\n]*\n|/\*.*?\*/)*explain\b(\s+analyze\b)?(\s*\([^()]*\))?\s*", re.IGNORECASE | re.DOTALL
 )
+_HISTORY = re.compile("journal|past_events|query_table", re.IGNORECASE)
 _READ_ONLY = "SQL here is read-only: one SELECT, WITH, DESCRIBE, SHOW, SUMMARIZE or EXPLAIN at a time"
 
 _parser_lock = threading.Lock()
@@ -74,6 +75,11 @@ def _serialize(sql: str) -> dict[str, Any]:
     assert row is not None
     tree: dict[str, Any] = json.loads(row[0])
     return tree
+
+
+def asks_for_history(sql: str) -> bool:
+    """Whether the statement may read what happened, and not only what is. Errs on that side."""
+    return _HISTORY.search(sql) is not None
 
 
 def one_line(error: Exception) -> str:

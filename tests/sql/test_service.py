@@ -46,10 +46,10 @@ from engine.types import (
     Checksum,
     ChunkEntry,
     Content,
-    Entry,
     Manifest,
     NewChunk,
     ObjectPart,
+    TreeEntry,
     Version,
     Versioning,
 )
@@ -76,9 +76,8 @@ def put(bucket: str, key: str, text: bytes = b"hello", **more: Any) -> PutVersio
     return PutVersion(bucket, key, content_of(text), etag_of(text), **more)
 
 
-async def leaves(manifest: Manifest) -> AsyncIterator[Entry]:
-    for entry in manifest.entries:
-        yield entry
+async def no_trees(entry: TreeEntry) -> Manifest:
+    raise AssertionError("these manifests are flat")
 
 
 class Lab:
@@ -105,7 +104,7 @@ def nodes() -> dict[str, MemoryNode]:
 @asynccontextmanager
 async def opened(tmp_path: Path, nodes: dict[str, MemoryNode], **options: Any) -> AsyncIterator[Lab]:
     async with open_local_index(tmp_path / "index", nodes, store_id=STORE_ID, m=1, missing={}) as index:
-        service = TablesService(index, leaves, tmp_path / "index" / "tables.duckdb", store_id=STORE_ID, **options)
+        service = TablesService(index, no_trees, tmp_path / "index" / "tables.duckdb", store_id=STORE_ID, **options)
         async with anyio.create_task_group() as tasks:
             await tasks.start(service.run)
             yield Lab(index, service)
@@ -438,7 +437,9 @@ async def test_the_socket_answers_and_a_stopped_server_is_told_apart(
 ) -> None:
     assert await client.applied_lsn(tmp_path) is None
     async with open_local_index(tmp_path / "index", nodes, store_id=STORE_ID, m=1, missing={}) as index:
-        service = TablesService(index, leaves, tmp_path / "index" / "tables.duckdb", store_id=STORE_ID, query_seconds=2)
+        service = TablesService(
+            index, no_trees, tmp_path / "index" / "tables.duckdb", store_id=STORE_ID, query_seconds=2
+        )
         async with anyio.create_task_group() as tasks:
             await tasks.start(serve_tables, service, tmp_path / "index")
             lab = Lab(index, service)
