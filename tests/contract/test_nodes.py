@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
+from sim.disk import SimulatedDisk, SimulatedNode
 
 from engine.errors import (
     FragmentCorrupt,
@@ -31,9 +33,16 @@ def directory_node(path: Path, node_id: str = "n0") -> DirectoryNode:
     return DirectoryNode(path, node_id, "s")
 
 
-@pytest.fixture(params=["directory", "memory"])
+@pytest.fixture(params=["directory", "memory", "simulated"])
 def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Node]:
-    made: Node = directory_node(tmp_path / "node") if request.param == "directory" else MemoryNode("n0")
+    made: Node
+    match request.param:
+        case "directory":
+            made = directory_node(tmp_path / "node")
+        case "memory":
+            made = MemoryNode("n0")
+        case _:
+            made = SimulatedNode("n0", "simulated:n0", SimulatedDisk(Random(1)))
     yield made
     made.close()
 

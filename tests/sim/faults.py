@@ -1,0 +1,190 @@
+"""What goes wrong with disks in a world, within what the code must survive.
+
+A node is suspect from the moment something happened to it until everything on it was
+seen to be whole again. At most m nodes are suspect at a time, so every promise must hold
+throughout. All dice are the world's.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import anyio
+
+from engine.errors import NodeFull, StoreError
+from engine.segments.recovery import _survey, missing_fragments
+from engine.store import Store
+from engine.types import NodeState, Segment, SegmentState
+from sim.checks import Violation
+from sim.machine import Machine
+
+HEAL_SECONDS = 300
+
+
+class Faults:
+    def __init__(self, machine: Machine, dice: random.Random, m: int) -> None:
+        self.machine = machine
+        self.dice = dice
+        self.m = m
+        self.suspects: dict[str, str] = {}  # path → gone, failing, full, rotten, stale, back
+        self.images: dict[str, dict[str, bytes]] = {}
+
+    def excuse(self, error: StoreError) -> bool:
+        """Whether an error that is not the change's fault has a reason."""
+        return isinstance(error, NodeFull) and "full" in self.suspects.values()
+
+    def beyond_reading(self) -> bool:
+        return False
+
+    # -- while a process runs --------------------------------------------------------------
+
+    async def change(self, store: Store, tell: Callable[[str], None]) -> None:
+        """Something happens to a disk, or ends."""
+        act = self.dice.choice([self._strike, self._strike, self._relieve])
+        line = await act(store)
+        if line:
+            tell(line)
+
+    async def _strike(self, store: Store) -> str:
+        healthy = [path for path in sorted(self.machine.disks) if path not in self.suspects]
+        if len(self.suspects) >= self.m or not healthy:
+            return await self._relieve(store)
+        path = self.dice.choice(healthy)
+        disk = self.machine.disks[path]
+        match self.dice.randrange(5):
+            case 0 | 1:
+                self.machine.vanish(path)
+                self.suspects[path] = "gone"
+            case 2:
+                rate = self.dice.choice((0.05, 0.5, 1.0))
+                disk.failing = {kind: rate for kind in ("read", "write", "sync") if self.dice.random() < 0.6}
+                self.suspects[path] = "failing"
+            case 3:
+                disk.capacity = disk.used() + self.dice.choice((0, 100, 5000, 40_000))
+                self.suspects[path] = "full"
+            case _:
+                self._rot(path)
+                self.suspects[path] = "rotten"
+        return f"{path[-1]} is {self.suspects[path]} {disk.failing or ''}"
+
+    def _rot(self, path: str) -> None:
+        """A burst of flipped bits in some files."""
+        disk = self.machine.disks[path]
+        names = sorted(name for name, file in disk.files.items() if file.content and "quarantine" not in name)
+        for name in self.dice.sample(names, min(len(names), self.dice.randint(1, 4))):
+            for _ in range(self.dice.randint(1, 3)):
+                disk.rot(name, self.dice.randrange(len(disk.files[name].content)), self.dice.randint(1, 255))
+
+    async def _relieve(self, store: Store) -> str:
+        """A fault ends; the node is suspect until it is seen to be whole."""
+        waiting = [path for path, state in sorted(self.suspects.items()) if state != "back"]
+        if not waiting:
+            return ""
+        path = self.dice.choice(waiting)
+        state = self.suspects[path]
+        self._mend(path)
+        self.suspects[path] = "back"
+        if state == "rotten" or (state == "gone" and self.dice.random() < 0.4):
+            return await self._replace(store, path)
+        if state == "gone":
+            self.machine.come_back(path)
+        return f"{path[-1]} is no longer {state}"
+
+    def _mend(self, path: str) -> None:
+        disk = self.machine.disks.get(path)
+        if disk is not None:  # else it is empty and nobody looked at it yet
+            disk.failing, disk.capacity = {}, self.machine.capacity
+
+    async def _replace(self, store: Store, path: str) -> str:
+        """An empty disk takes the node's place."""
+        self.images.pop(path, None)
+        if not self.machine.disks[path].vanished:
+            self.machine.vanish(path)
+        await anyio.sleep(2.5)  # until it is found to be lost
+        self.machine.come_back_empty(path)
+        place = next(place for place in store.keymap.nodes() if place.path == path)
+        if place.state is not NodeState.LOST:
+            raise Violation(f"node {place.node_id} was away for 2.5 s and is {place.state}")
+        await store.replace_node(place.node_id)
+        return f"{path[-1]} is replaced by an empty disk"
+
+    # -- between processes -----------------------------------------------------------------
+
+    def between_processes(self, power_cut: bool) -> None:
+        for path, disk in sorted(self.machine.disks.items()):
+            if path not in self.suspects and self.dice.random() < 0.05:
+                self.images[path] = disk.image()
+        if len(self.suspects) < self.m and self.dice.random() < 0.1:
+            path = self.dice.choice([path for path in sorted(self.machine.disks) if path not in self.suspects])
+            if path in self.images:
+                self.machine.disks[path].restore(self.images[path])
+                self.suspects[path] = "stale"
+        index = self.machine.data / "index"
+        match self.dice.randrange(12):
+            case 0:
+                for found in index.iterdir():
+                    if found.is_file():
+                        found.unlink()
+            case 1:
+                keymap = index / "keymap.sqlite"
+                if keymap.exists():
+                    content = bytearray(keymap.read_bytes())
+                    for _ in range(self.dice.randint(1, 20)):
+                        content[self.dice.randrange(100)] ^= self.dice.randint(1, 255)
+                    keymap.write_bytes(content)
+
+    def calm(self) -> None:
+        """All faults end."""
+        for path, state in self.suspects.items():
+            self._mend(path)
+            if state == "gone":
+                self.machine.come_back(path)
+            if state == "gone" or state == "full" or state == "failing":
+                self.suspects[path] = "back"
+
+    async def heal_all(self, store: Store) -> None:
+        """Every node becomes whole by itself, or once its rotten disk is replaced."""
+        for path, state in sorted(self.suspects.items()):
+            if state in ("rotten", "stale"):
+                await self._replace(store, path)
+                self.suspects[path] = "back"
+        await store._parts.plane.seal()
+        for _ in range(HEAL_SECONDS):
+            await self.note_clean(store)
+            if not self.suspects and (await store.status())["under_redundancy"] == 0:
+                return
+            await anyio.sleep(1)
+        status = await store.status()
+        raise Violation(
+            f"after {HEAL_SECONDS} s without faults {status['under_redundancy']} are below full protection, "
+            f"suspect: {self.suspects}, nodes: {status['nodes']}"
+        )
+
+    # -- whole again -------------------------------------------------------------------------
+
+    async def note_clean(self, store: Store) -> None:
+        for path, state in list(self.suspects.items()):
+            if state == "back" and self._is_whole(store, path):
+                del self.suspects[path]
+
+    def _is_whole(self, store: Store, path: str) -> bool:
+        place = next(place for place in store.keymap.nodes() if place.path == path)
+        disk = self.machine.disks.get(path)
+        if disk is None or place.state is not NodeState.HEALTHY or any(file.doomed for file in disk.files.values()):
+            return False
+        return all(
+            self._holds(store, segment, place.node_id)
+            for segment in store.keymap.segments()
+            if place.node_id in segment.node_ids
+        )
+
+    def _holds(self, store: Store, segment: Segment, node_id: str) -> bool:
+        index = segment.node_ids.index(node_id)
+        nodes = store._parts.nodes.nodes
+        if segment.state is SegmentState.OPEN or node_id not in nodes or index in segment.fragments_lost:
+            return False
+        if index in missing_fragments(segment, nodes):
+            return False
+        marks, _ = _survey(segment, {index: nodes[node_id]})
+        return len(marks) == segment.stripes and all(index in mark.good for mark in marks)
