@@ -25,7 +25,8 @@ from gateway.errors import S3Error, error_body, from_store_error
 from gateway.metrics import Metrics
 from gateway.operations.common import Context, refuse_unsupported
 from gateway.operations.table import HANDLERS
-from gateway.request import Receive, Request, Scope, Send
+from gateway.request import HOST_ID, Receive, Request, Scope, Send
+from gateway.requestlog import RequestLog
 from gateway.responses import XML_TYPE, Response, send_response
 from gateway.routing import route
 from gateway.service import PREFIX, service_app
@@ -40,7 +41,7 @@ _DRAIN_BYTES_MAX = 8 * 1024 * 1024
 _DRAIN_SECONDS_MAX = 5.0
 
 logger = logging.getLogger("objfs.gateway")
-request_logger = logging.getLogger("objfs.requests")
+_request_log = RequestLog()
 
 
 class Users(Protocol):
@@ -66,7 +67,7 @@ class Gateway:
         *,
         users: Users,
         host_style_domains: Sequence[str] = ("localhost",),
-        log: Callable[[str], None] = request_logger.info,
+        log: Callable[[str], None] = _request_log,
     ) -> None:
         self._store = store
         self._users = users
@@ -123,7 +124,7 @@ class Gateway:
             logger.exception("request %s failed", request.request_id)
             response = await self._error_response(request, S3Error("InternalError"), outcome)
         response.headers["x-amz-request-id"] = request.request_id
-        response.headers["x-amz-id-2"] = request.host_id
+        response.headers["x-amz-id-2"] = HOST_ID
         if not request.body_received and request.method in ("PUT", "POST"):
             response.close = not await _drain(request)
         elif _continue_not_sent(request):
@@ -178,7 +179,7 @@ class Gateway:
         if failure.status == 304:
             return Response(304, headers)
         headers["Content-Type"] = XML_TYPE
-        body = error_body(failure, resource=request.resource, request_id=request.request_id, host_id=request.host_id)
+        body = error_body(failure, resource=request.resource, request_id=request.request_id, host_id=HOST_ID)
         if request.method == "HEAD":
             return Response(failure.status, headers, length=0)
         return Response(failure.status, headers, body)

@@ -7,6 +7,7 @@ path, query and headers are kept as they came, because the signature covers them
 from __future__ import annotations
 
 import ipaddress
+import random
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
@@ -25,6 +26,9 @@ Send = Callable[[Message], Awaitable[None]]
 # Headers that may come twice and are then one list; any other duplicate is refused where
 # it would matter, since front ends disagree on which one counts.
 _SINGLE = frozenset({"host", "content-length", "authorization", "x-amz-date", "x-amz-content-sha256", "content-md5"})
+# Ids must be unique, not secret: seeded once, they cost no system call each.
+_ids = random.Random(secrets.randbits(256))
+HOST_ID = secrets.token_urlsafe(24)  # x-amz-id-2: which process answered
 
 
 class Request:
@@ -36,7 +40,6 @@ class Request:
         "bytes_received",
         "header_pairs",
         "headers",
-        "host_id",
         "identity",
         "key",
         "method",
@@ -57,8 +60,7 @@ class Request:
         self.receive = receive
         client = scope.get("client")
         self.source_ip: str | None = client[0] if client else None
-        self.request_id = secrets.token_hex(8).upper()
-        self.host_id = secrets.token_urlsafe(24)
+        self.request_id = f"{_ids.getrandbits(64):016X}"
         self.headers: dict[str, str] = {}
         self.query: dict[str, str] = {}
         self.bucket: str | None = None

@@ -272,8 +272,9 @@ def _request_time(headers: dict[str, bytes]) -> tuple[str, datetime]:
 def _parse_timestamp(text: str) -> datetime | None:
     if not re.fullmatch(r"\d{8}T\d{6}Z", text, re.ASCII):
         return None
-    try:
-        return datetime.strptime(text, _TIMESTAMP).replace(tzinfo=UTC)
+    try:  # strptime() costs more than the signature
+        date = int(text[:4]), int(text[4:6]), int(text[6:8])
+        return datetime(*date, int(text[9:11]), int(text[11:13]), int(text[13:15]), tzinfo=UTC)
     except ValueError:
         return None
 
