@@ -83,9 +83,7 @@ class DataPlane(Protocol):
         """Where a frame appended earlier by this process lies now (after sync)."""
         ...
 
-    async def read(
-        self, locations: Sequence[SegmentLocation], chunk_ids: Sequence[bytes] | None = None
-    ) -> list[bytes]:
+    async def read(self, locations: Sequence[SegmentLocation], chunk_ids: Sequence[bytes] | None = None) -> list[bytes]:
         """Frames, in order, each verified by its header and XXH3 (and of `chunk_ids`, if
         given); decodes degraded stripes. Errors: Unreadable."""
         ...
@@ -257,6 +255,12 @@ class Index(Protocol):
         ...
 
     async def journal_under_redundancy(self) -> int: ...  # records whole on fewer than m+1 healthy nodes
+    async def heal_journal(self) -> None: ...  # reads every replica and writes damaged ones anew
+    async def rotate_journal(self) -> int:
+        """Close the current journal file: the next record opens another. Returns the last
+        LSN before that; all up to it is durable. Raises WritesStopped."""
+        ...
+
     async def request_seal(self) -> None: ...  # every writer of the store seals its open segment soon
     def seal_request(self) -> int: ...  # grows with every request_seal()
     def condemned_lsn(self) -> int: ...  # of the newest Condemn that is applied; for engine.pins

@@ -107,6 +107,9 @@ class IndexClient:
         if self._page.durable_lsn() < lsn:
             await self._call(lambda call: DurableCall(call, lsn))
 
+    async def rotate_journal(self) -> int:
+        return (await self._call(lambda call: AskCall(call, "rotate_journal"))).count or 0
+
     async def request_seal(self) -> None:
         await self._call(lambda call: AskCall(call, "request_seal"))
 
@@ -118,6 +121,9 @@ class IndexClient:
 
     async def recount(self) -> list[str]:
         return (await self._call(lambda call: AskCall(call, "recount"))).lines
+
+    async def heal_journal(self) -> None:
+        await self._call(lambda call: AskCall(call, "heal_journal"))
 
     async def journal_under_redundancy(self) -> int:
         return (await self._call(lambda call: AskCall(call, "journal_under_redundancy"))).count or 0

@@ -25,23 +25,27 @@ from anyio.abc import TaskGroup
 from engine import limits
 from engine.changes import Change, CommitResult, Condemn, Origin, Record, SetNode, Touched
 from engine.crash_sites import CrashSite, reached
-from engine.errors import IndexUnavailable, StoreError, WritesStopped
+from engine.errors import IndexUnavailable, JournalCorrupt, StoreError, WritesStopped
+from engine.index import upkeep
 from engine.index.feed import FeedHub, without_duplicates
 from engine.index.page import PageWriter
 from engine.index.replay import bring_up_to_date
+from engine.index.replicas import choose_replicas
 from engine.interfaces import Confirm, FeedBatch, Node
 from engine.journal.log import JournalLog, ReplicaFailed
-from engine.journal.reading import list_files, read_journal_frame
+from engine.journal.reading import read_journal_frame
 from engine.journal.records import RawRecord, encode_record, to_record, without_frames
-from engine.journal.recovery import JournalScan, heal_file
+from engine.journal.recovery import JournalScan
 from engine.keymap.apply import decide, idempotent, recount, remember
 from engine.keymap.chunks import move_riding, place_chunks
 from engine.keymap.reader import SqliteKeymap
 from engine.keymap.schema import set_state
-from engine.types import JournalLocation, NodeState
+from engine.keymap.soundness import KeymapCheck, close_soundly
+from engine.types import JournalLocation, NodeEntry, NodeState
 
 REPLAY_RECORDS = 500  # of the journal, per feed batch of a subscriber that catches up
 SYNC_DELAY_SECONDS = 0.01  # for what nobody waits for
+ROTATE_SECONDS = 1.0  # how long commits are held up at once to close a journal file
 ON_LOOP_BYTES = 256 * 1024  # a larger batch is written in a thread
 
 logger = logging.getLogger("objfs.index")
@@ -71,6 +75,7 @@ class LocalIndex:
 
     def __init__(
         self,
+        path: Path,
         db: sqlite3.Connection,
         keymap: SqliteKeymap,
         page: PageWriter,
@@ -83,6 +88,7 @@ class LocalIndex:
         last_time_ns: int,
     ) -> None:
         self.keymap = keymap
+        self._path = path
         self._db = db
         self._page = page
         self._nodes = nodes
@@ -103,6 +109,7 @@ class LocalIndex:
         self._ordered = anyio.Event()
         self._turn = anyio.Lock()
         self._ended = False
+        self._taken_over = False
         self._send, self._receive = anyio.create_memory_object_stream[_Waiting](limits.COMMIT_QUEUE_MAX)
         page.set_applied(end_lsn)
         page.set_durable(end_lsn)
@@ -194,7 +201,11 @@ class LocalIndex:
     ) -> AsyncIterator[tuple[FeedBatch, Confirm]]:
         next_lsn = self._feed.last_lsn + 1 if from_lsn is None else from_lsn
         while next_lsn < self._feed.first_lsn and from_lsn is not None:
-            records = await anyio.to_thread.run_sync(self._read_records, next_lsn)
+            records = await self._read_back(next_lsn)
+            if records is None:
+                yield FeedBatch(next_lsn, self._feed.last_lsn, [], [], dropped=True), _nothing
+                next_lsn = self._feed.last_lsn + 1
+                break
             if not records:
                 break
             next_lsn = records[-1].lsn + 1
@@ -238,34 +249,42 @@ class LocalIndex:
         self._log.forgive(node_id)
 
     async def journal_under_redundancy(self) -> int:
-        """Records in files of which fewer than m+1 healthy nodes have a whole replica."""
-        files = await anyio.to_thread.run_sync(list_files, self._nodes)
-        healthy = self._healthy()
-        firsts = [*sorted(first for _, first in files), self._log.end_lsn + 1]
-        thin = 0
-        for (_, first), sizes in files.items():
-            whole = max(sizes.values())
-            copies = sum(1 for node_id, size in sizes.items() if node_id in healthy and size == whole)
-            if copies < self._copies:
-                thin += max(firsts[firsts.index(first) + 1] - first, 0)
-        return thin
+        """Journal records, snapshots and archives that fewer than m+1 healthy nodes have whole."""
+        first, end, healthy = self.keymap.journal_first_lsn(), self._log.end_lsn, self._healthy()
+        return await anyio.to_thread.run_sync(
+            lambda: upkeep.thin(dict(self._nodes), healthy, self._copies, first_lsn=first, end_lsn=end)
+        )
 
     async def repair_journal(self) -> None:
-        """Bring every journal file back to m+1 replicas on healthy nodes."""
+        """Bring journal files, snapshots and archives back to m+1 replicas on healthy nodes."""
         healthy = self._healthy()
         if not healthy.issuperset(self._log.members) and len(healthy) >= self._copies:
             async with self._turn:
                 if self._durable_lsn == self._log.end_lsn:
                     self._log.retire()
-        files = await anyio.to_thread.run_sync(list_files, self._nodes)
-        current = max(files, default=None) if self._log.members else None
-        for key, sizes in sorted(files.items()):
-            whole = max(sizes.values())
-            holders = [node_id for node_id, size in sizes.items() if node_id in healthy and size == whole]
-            if len(holders) >= self._copies or key == current:
-                continue
-            candidates = holders + sorted(healthy.difference(holders))
-            await anyio.to_thread.run_sync(heal_file, dict(self._nodes), key, self._store_id, self._copies, candidates)
+        await self.wait_durable(self.keymap.applied_lsn())
+        first, being_written = self.keymap.journal_first_lsn(), bool(self._log.members)
+        await anyio.to_thread.run_sync(
+            lambda: upkeep.repair(
+                dict(self._nodes),
+                healthy,
+                self._copies,
+                self._store_id,
+                first_lsn=first,
+                open_for_writing=being_written,
+            )
+        )
+
+    async def rotate_journal(self) -> int:
+        while True:
+            await self.wait_durable(self._log.end_lsn)
+            async with self._turn:  # nothing is appended now, so one sync makes all of it durable
+                with anyio.move_on_after(ROTATE_SECONDS):
+                    await self.wait_durable(self._log.end_lsn)
+                if self._durable_lsn == self._log.end_lsn:
+                    self._log.retire()
+                    reached(CrashSite.JOURNAL_ROTATED)
+                    return self._log.end_lsn
 
     def _healthy(self) -> set[str]:
         return {
@@ -276,21 +295,21 @@ class LocalIndex:
 
     def _choose_replicas(self, count: int, excluded: set[str]) -> list[str]:
         """Up to `count` node ids that can be written, in separate domains where possible."""
-        healthy = self._healthy()
-        places = [place for place in self.keymap.nodes() if place.node_id in healthy]
-        known = [place.node_id for place in places if place.node_id not in excluded]
+        places = self.keymap.nodes()
         if not places:  # a store being made: nothing is registered yet
-            known = [node_id for node_id in sorted(self._nodes) if node_id not in excluded]
-        domains = {place.node_id: place.domain for place in places}
-        turn = self._log.epoch % len(known) if known else 0
-        waiting = known[turn:] + known[:turn]
-        chosen: list[str] = []
-        while waiting and len(chosen) < count:
-            used = [domains.get(node_id, "") for node_id in chosen]
-            best = min(waiting, key=lambda node_id: used.count(domains.get(node_id, "")))
-            waiting.remove(best)
-            chosen.append(best)
-        return chosen
+            places = [NodeEntry(node_id, "") for node_id in sorted(self._nodes)]
+        return choose_replicas(places, self._nodes, count, excluded, self._log.epoch)
+
+    async def _read_back(self, from_lsn: int) -> list[Record] | None:
+        """None if the journal does not go back that far, or not any more."""
+        if from_lsn < self.keymap.journal_first_lsn():
+            return None
+        try:
+            return await anyio.to_thread.run_sync(self._read_records, from_lsn)
+        except JournalCorrupt:
+            if from_lsn < self.keymap.journal_first_lsn():
+                return None  # dropped while it was read
+            raise
 
     def _read_records(self, from_lsn: int) -> list[Record]:
         records = []
@@ -348,6 +367,9 @@ class LocalIndex:
             set_state(self._db, self._log.epoch, raws[-1].lsn)
         self._db.execute("COMMIT")
         reached(CrashSite.COMMIT_APPLIED)
+        if self._taken_over:  # only now: whoever sees that it is durable finds the new epoch in the keymap
+            self._taken_over = False
+            self._set_durable(self._log.end_lsn)
         if raws:
             self._note_condemned(records)
             self._forgive_healthy(records)
@@ -398,7 +420,7 @@ class LocalIndex:
                 logger.warning("%s; a new epoch takes over", failed)
             locations = await anyio.to_thread.run_sync(self._log.take_over, failed.node_id)
             move_riding(self._db, locations)
-            self._set_durable(self._log.end_lsn)
+            self._taken_over = True
             return locations
 
     async def _sync(self) -> None:
@@ -464,7 +486,14 @@ class LocalIndex:
         self._log.close()
         self._page.close()
         self.keymap.close()
-        self._db.close()
+        await anyio.to_thread.run_sync(close_soundly, self._db, self._path)
+
+
+async def _finish_check(check: KeymapCheck) -> None:
+    """Raises KeymapDamaged, which ends the index; the next open builds the keymap again."""
+    problem = await anyio.to_thread.run_sync(check.run, abandon_on_cancel=True)
+    if problem is not None:
+        raise check.tell(problem)
 
 
 async def _nothing() -> None:
@@ -482,9 +511,11 @@ async def open_local_index(
     opened = await anyio.to_thread.run_sync(
         lambda: bring_up_to_date(directory / "keymap.sqlite", dict(nodes), store_id, m, missing)
     )
+    path = directory / "keymap.sqlite"
     index = LocalIndex(
+        path,
         opened.db,
-        SqliteKeymap(directory / "keymap.sqlite"),
+        SqliteKeymap(path),
         PageWriter(directory / "page"),
         nodes,
         store_id=store_id,
@@ -495,9 +526,13 @@ async def open_local_index(
     )
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(index.run)
+        if opened.check is not None:
+            tasks.start_soon(_finish_check, opened.check)
         try:
             yield index
         finally:
+            if opened.check is not None:
+                opened.check.stop()
             with anyio.CancelScope(shield=True):
                 await index.aclose()
                 tasks.cancel_scope.cancel()

@@ -157,6 +157,11 @@ class _Connection:
                 if message.question == "request_seal":
                     await self._index.request_seal()
                     return Reply(message.call)
+                if message.question == "heal_journal":
+                    await self._index.heal_journal()
+                    return Reply(message.call)
+                if message.question == "rotate_journal":
+                    return Reply(message.call, count=await self._index.rotate_journal())
                 if message.question == "journal_under_redundancy":
                     return Reply(message.call, count=await self._index.journal_under_redundancy())
                 raise StoreError(f"the index does not know the question {message.question!r}")

@@ -63,7 +63,7 @@ class UnsubscribeCall(Struct, frozen=True, array_like=True, tag="unsubscribe"):
 
 
 class AskCall(Struct, frozen=True, array_like=True, tag="ask"):
-    """A question without arguments: `recount`, `journal_under_redundancy`, `request_seal`."""
+    """A question without arguments: `recount`, `journal_under_redundancy`, `heal_journal`, `request_seal`."""
 
     call: int
     question: str
