@@ -5,27 +5,32 @@ Imports neither DuckDB nor Arrow before a query needs them. Works under trio and
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
+import anyio.to_thread
 import msgspec
 
 from engine.errors import BY_NAME, IndexUnavailable, StoreError, StoreInUse
 from engine.index.sockets import connect
 from engine.index.wire import BadMessage, FrameReader
+from engine.journal.archive import read_archives
 from engine.tables.wire import SOCKET_NAME, Answer, Question, answer_decoder, encode
 
 if TYPE_CHECKING:
     import pyarrow
 
-    from engine.interfaces import Index
+    from engine.changes import Record
+    from engine.interfaces import Index, Node
     from engine.tables.service import LoadTree, TablesService
 
 TABLES_NAME = "tables.duckdb"
 STATUS_SECONDS = 2.0
+ARCHIVED_RECORDS_AT_ONCE = 1000
 TAKE_OVER_SECONDS = 10.0  # for a tables process that starts, or ends, right now
 
 
@@ -36,6 +41,11 @@ class _Descriptor(Protocol):
     def m(self) -> int: ...
 
 
+class _Nodes(Protocol):
+    @property
+    def nodes(self) -> Mapping[str, Node]: ...
+
+
 class StoreParts(Protocol):
     """What of an open store the tables need."""
 
@@ -43,6 +53,8 @@ class StoreParts(Protocol):
 
     @property
     def descriptor(self) -> _Descriptor: ...
+    @property
+    def nodes(self) -> _Nodes: ...
     @property
     def index(self) -> Index: ...
 
@@ -76,8 +88,13 @@ def tables_service(parts: StoreParts, load_tree: LoadTree) -> TablesService:
     """The tables of an open store, to be run. `load_tree` reads a node of a manifest's tree."""
     from engine.tables.service import TablesService
 
+    async def archived(from_lsn: int) -> AsyncIterator[list[Record]]:
+        records = read_archives(parts.nodes.nodes, descriptor.store_id, from_lsn - 1)
+        while some := await anyio.to_thread.run_sync(lambda: list(islice(records, ARCHIVED_RECORDS_AT_ONCE))):
+            yield some
+
     path, descriptor = parts.data / "index" / TABLES_NAME, parts.descriptor
-    return TablesService(parts.index, load_tree, path, store_id=descriptor.store_id, m=descriptor.m)
+    return TablesService(parts.index, load_tree, path, store_id=descriptor.store_id, m=descriptor.m, archives=archived)
 
 
 async def query_tables(parts: StoreParts, load_tree: LoadTree, sql: str) -> pyarrow.Table:
