@@ -35,7 +35,7 @@ from engine.interfaces import Confirm, FeedBatch, Node
 from engine.journal.log import JournalLog, ReplicaFailed
 from engine.journal.reading import read_journal_frame
 from engine.journal.records import RawRecord, encode_record, to_record, without_frames
-from engine.journal.recovery import JournalScan
+from engine.journal.recovery import JournalScan, heal_replicas
 from engine.keymap.apply import decide, idempotent, recount, remember
 from engine.keymap.chunks import move_riding, place_chunks
 from engine.keymap.reader import SqliteKeymap
@@ -274,6 +274,14 @@ class LocalIndex:
                 open_for_writing=being_written,
             )
         )
+
+    async def heal_journal(self) -> None:
+        """Read every replica of every journal file; those that differ from what is good
+        are copied to quarantine and written anew. The file being written is closed first."""
+        end = await self.rotate_journal()
+        healthy = self._healthy()
+        await anyio.to_thread.run_sync(lambda: heal_replicas(dict(self._nodes), healthy, self._store_id, end))
+        await self.repair_journal()
 
     async def rotate_journal(self) -> int:
         while True:

@@ -10,7 +10,8 @@ Then, and wherever a record of an earlier epoch is missing, opening is refused.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from engine.crash_sites import CrashSite, reached
 from engine.errors import JournalCorrupt, NodeUnavailable, StoreError
@@ -74,6 +75,14 @@ class JournalScan:
         which a power loss may have left in any state."""
         if key[0] != self.last_epoch or first < self.epochs[key[0]].first_lsn or durable_lsn >= first:
             raise _missing(first, last, f"; {journal_name(*key)} goes on behind them")
+
+    def end_lsn(self) -> int:
+        """The newest LSN the journal holds. Raises JournalCorrupt."""
+        files = [key for key in sorted(self.files) if key[0] == self.last_epoch] or sorted(self.files)[-1:]
+        if not files:
+            return 0
+        first = files[0][1]
+        return max((raw.lsn for _, _, raw in self.records(first)), default=first - 1)
 
     def unsynced_files(self, end_lsn: int, durable_lsn: int) -> list[FileKey]:
         """Files with records that may not be synced on m+1 nodes: those of the last epoch
@@ -192,6 +201,45 @@ def heal_file(
         whole += 1
         reached(CrashSite.JOURNAL_HEALED)
     return whole
+
+
+def heal_replicas(nodes: Mapping[str, Node], healthy: Collection[str], store_id: str, end_lsn: int) -> None:
+    """Write the replicas on healthy nodes anew that are not what is good of all of them;
+    each is copied to quarantine before. Only of files that nobody writes any more: those
+    that begin at `end_lsn` or before. Epoch files likewise."""
+    for key, sizes in sorted(list_files(nodes).items()):
+        if key[1] <= end_lsn:
+            _heal_differing(nodes, key, store_id, [node_id for node_id in sizes if node_id in healthy])
+    heal_epochs({node_id: nodes[node_id] for node_id in healthy}, store_id)
+
+
+def _heal_differing(nodes: Mapping[str, Node], key: FileKey, store_id: str, holders: list[str]) -> None:
+    merged = MergedFile(nodes, key, store_id)
+    for _ in merged.records():
+        pass
+    if not merged.found or merged.goes_on():
+        logger.error("%s is damaged at %d on every node that is there; it is left as it is", merged.name, merged.end)
+        return
+    content, name = merged.content(), journal_name(*key)
+    for node_id in holders:
+        node = nodes[node_id]
+        if _holds(node, name, content):
+            continue
+        try:
+            set_aside_copy(node, name, "it differed from what is good of all replicas, and was written anew")
+            node.write_whole(name, content)
+        except StoreError as error:
+            logger.warning("%s on node %s stays damaged: %s", name, node_id, error)
+            continue
+        reached(CrashSite.JOURNAL_HEALED)
+
+
+def set_aside_copy(node: Node, name: str, reason: str) -> None:
+    """Keep a copy of a damaged file in quarantine. The file itself stays until it is
+    replaced: parts of it may be good nowhere else."""
+    aside = f"quarantine/{name.replace('/', '_')}.{time.time_ns()}"
+    node.write_whole(f"{aside}.reason", f"{name} of node {node.node_id}\n{reason}\n".encode())
+    node.write_whole(aside, node.read(name, 0, node.size(name)))
 
 
 def _holds(node: Node, name: str, content: bytes) -> bool:
