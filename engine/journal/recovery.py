@@ -88,6 +88,8 @@ class JournalScan:
         """Files with records that may not be synced on m+1 nodes: those of the last epoch
         beyond `durable_lsn`, up to the journal's end."""
         keys = sorted(self.files)
+        if not keys:
+            return []
         following = [first for _, first in keys[1:]]
         last = [
             key
