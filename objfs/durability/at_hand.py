@@ -23,7 +23,7 @@ def read_layout(data: Path) -> Layout:
         try:
             if read_node_descriptor(Path(node.path), descriptor.store_id).generation != node.generation:
                 raise StoreError(f"{node.path} holds an older disk")
-            device = str(os.stat(node.path).st_dev)
+            device = disk_of(os.stat(node.path).st_dev)
         except (StoreError, OSError):
             lost.append(node.node_id)
             device = f"lost {node.node_id}"
@@ -35,6 +35,16 @@ def read_layout(data: Path) -> Layout:
             "the layout once they are back"
         )
     return make_layout(descriptor.k, descriptor.m, places, f"the store in {data}", notes)
+
+
+def disk_of(device: int, devices: Path = Path("/sys/dev/block")) -> str:
+    """The disk a filesystem's st_dev is on: partitions of one disk fail together. What the
+    kernel shows no partition for (a whole disk, RAID, LVM, network) stands for itself."""
+    name = f"{os.major(device)}:{os.minor(device)}"
+    entry = devices / name
+    if not (entry / "partition").exists():
+        return name
+    return (entry.resolve().parent / "dev").read_text().strip()
 
 
 def measured_figures(measured: Measured, *, with_stored: bool) -> dict[str, float]:

@@ -33,12 +33,17 @@ def object_losses(layout: Layout, model: Model, years: int, seed: int) -> float:
         now, down, gone = generator.expovariate(total), dict[str, float](), set[int]()
         while now < model.years:
             _, power, devices = generator.choices(events, [rate for rate, _, _ in events])[0]
-            for device in devices:
-                if not power or generator.random() < model.power_loss:
-                    down[device] = now + model.down_years
+            struck = {device for device in devices if not power or generator.random() < model.power_loss}
+            newly = {device for device in struck if down.get(device, 0.0) <= now}
+            down.update(dict.fromkeys(struck, now + model.down_years))
             for index, group in enumerate(layout.groups):
                 fragments = Counter(layout.places[place].device for place in group)
-                if sum(number for device, number in fragments.items() if down.get(device, 0.0) > now) > layout.m:
+                if not newly & fragments.keys():
+                    continue
+                missing = sum(number for device, number in fragments.items() if down.get(device, 0.0) > now)
+                left = layout.n - missing
+                unreadable = sum(generator.random() < model.fragment_unreadable for _ in range(left))
+                if missing + unreadable > layout.m:
                     gone.add(index)
             now += generator.expovariate(total)
         lost += len(gone)

@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 from plain_simulation import object_losses
 
 from objfs.durability import closed_form, markov
-from objfs.durability.figures import Model, make_figures, make_model
+from objfs.durability.figures import Model, make_figures, make_model, unreadable_losses
 from objfs.durability.layout import Layout, Place, hypothetical_places, make_layout
 from objfs.durability.monte_carlo import CONFIDENCE, Estimate, simulate
+from objfs.durability.shocks import make_shocks
 
 TOLERANCE = 0.02
 TRIALS = 20_000
@@ -131,6 +132,36 @@ def test_the_chain_is_the_exponential_of_its_rates() -> None:
         flows = [[state[a] * float(rates[a, b]) * size for b in range(4)] for a in range(3)]
         state = [state[b] + sum(row[b] for row in flows) - (sum(flows[b]) if b < 3 else 0.0) for b in range(4)]
     assert markov.group_probability([1] * 5, 2, model, 1) == pytest.approx(state[3], rel=1e-3)
+
+
+def test_unreadable_fragments_are_counted_one_by_one() -> None:
+    n, m, unreadable = 5, 2, 0.3
+    for down in (1, 2):
+        by_hand = 0.0
+        for outcome in product((False, True), repeat=n - down):
+            if down + sum(outcome) > m:
+                by_hand += math.prod(unreadable if bad else 1 - unreadable for bad in outcome)
+        assert unreadable_losses(n, m, unreadable, 1)[down] == pytest.approx(by_hand)
+        assert unreadable_losses(n, m, unreadable, 10)[down] == pytest.approx(1 - (1 - by_hand) ** 10)
+
+
+def test_only_shocks_that_take_a_disk_keep_the_system_busy() -> None:
+    layout = hypothetical(4, 2, 6, domains=3)
+    shocks = make_shocks(layout, modelled(layout, power_events=2.0, power_loss=0.1, host_afr=0.2, rack_afr=0.1))
+    disks, hosts, racks = (-math.log1p(-afr) for afr in (0.015, 0.2, 0.1))
+    assert shocks.rate_with_loss == pytest.approx(6 * disks + 6 * hosts + 3 * racks + 2 * (1 - 0.9**6))
+
+
+def test_it_agrees_with_the_plain_one_where_something_is_often_being_repaired() -> None:
+    layout = hypothetical(2, 3, 8)
+    model = modelled(layout, afr=0.9, ure=1e-8, detection=8 * 86400.0, years=10, power_events=0, host_afr=0, rack_afr=0)
+    rate_in_repair = make_shocks(layout, model).rate_with_loss * model.down_years
+    assert rate_in_repair > 0.4 and model.fragment_unreadable > 0.02
+    tries = 600
+    plain = object_losses(layout, model, tries, seed=4)
+    played = simulate(layout, model, 40_000, seed=4).object_lost
+    assert plain > 0.05
+    assert played.probability == pytest.approx(plain, rel=4 / math.sqrt(plain * tries))
 
 
 CORRELATED = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from engine.errors import StoreError
 from engine.measured import MEASURED_NAME, Measured, note, read_measured
 from engine.store import init_store
 from objfs import cli
-from objfs.durability.at_hand import read_layout
+from objfs.durability.at_hand import disk_of, read_layout
 
 QUICK = ("--trials", "2000")
 
@@ -95,6 +96,17 @@ def test_nodes_on_two_devices_are_told_apart(tmp_path: Path) -> None:
         layout = read_layout(tmp_path / "store")
     assert len(layout.devices) == 2
     assert layout.group_weights(layout.groups[0]) == (2, 1)
+
+
+def test_partitions_of_one_disk_are_one_device(tmp_path: Path) -> None:
+    for name, number in (("sda", "8:0"), ("sda/sda1", "8:1"), ("sda/sda2", "8:2")):
+        (tmp_path / "devices" / name).mkdir(parents=True)
+        (tmp_path / "devices" / name / "dev").write_text(number + "\n")
+        if name != "sda":
+            (tmp_path / "devices" / name / "partition").write_text(name[-1])
+        (tmp_path / number).symlink_to(tmp_path / "devices" / name)
+    found = [disk_of(os.makedev(major, minor), tmp_path) for major, minor in ((8, 0), (8, 1), (8, 2), (0, 42))]
+    assert found == ["8:0", "8:0", "8:0", "0:42"]
 
 
 def test_a_lost_node_is_told_and_nothing_is_made_in_its_place(capsys: pytest.CaptureFixture[str], data: Path) -> None:
