@@ -58,6 +58,7 @@ async def _serve(operations: Operations, directory: str, ready: Callable[[], Non
     async with trio.open_nursery() as nursery:
         follower = await nursery.start(_follow, operations)
         nursery.start_soon(_answer_kernel, served)
+        renewal = await nursery.start(_renew_pins, operations)
         try:
             await trio.to_thread.run_sync(tune, directory)
             ready()
@@ -65,6 +66,7 @@ async def _serve(operations: Operations, directory: str, ready: Callable[[], Non
         finally:
             with trio.CancelScope(shield=True):
                 await _drain(operations, directory, served, follower)
+                renewal.cancel()
 
 
 async def _answer_kernel(served: trio.Event) -> None:
@@ -73,6 +75,12 @@ async def _answer_kernel(served: trio.Event) -> None:
             await pyfuse3.main(max_tasks=TASKS_MAX)
     finally:
         served.set()
+
+
+async def _renew_pins(operations: Operations, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+    with trio.CancelScope() as scope:
+        task_status.started(scope)
+        await operations.pin_renewal.run()
 
 
 class _Following:

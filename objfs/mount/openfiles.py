@@ -91,6 +91,40 @@ class OpenFile:
         self._failed: Exception | None = None
         self._reserved = 0
         self._lock = trio.Lock()
+        self._reading: list[Manifest] = []  # what the reads under way read
+
+    # -- its pin (objfs.mount.pinning) -----------------------------------------
+
+    @property
+    def pin_lsn(self) -> int:
+        return self._pin.lsn
+
+    @property
+    def base(self) -> Manifest:
+        return self._base
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing under way needs the pin for anything but `base`."""
+        streaming = self._stream is not None or self._finished is not None
+        return not streaming and not self._lock.locked() and all(base is self._base for base in self._reading)
+
+    def renew_pin(self) -> bool:
+        """False if the version this file reads is not the present one any more: its chunks
+        may have no other name."""
+        pin = self._state.store.pins.take()
+        version = self._state.version_of(self.node)
+        if version is None or version.lsn != self.version.lsn:
+            pin.end()
+            return False
+        self._pin.end()
+        self._pin = pin
+        return True
+
+    def take_pin(self) -> None:
+        """A new pin for the old one: the base's chunks are held."""
+        pin, self._pin = self._pin, self._state.store.pins.take()
+        pin.end()
 
     # -- reading ---------------------------------------------------------------
 
@@ -112,7 +146,7 @@ class OpenFile:
         base_end = min(end, self.base_bytes)
         under: Buffer = b""
         if base_end > offset:
-            under = await self._state.store.read_range(self._base, offset, base_end - offset)
+            under = await self._read_base(offset, base_end - offset)
         if not over and len(under) == end - offset:
             return under
         content = bytearray(end - offset)
@@ -120,6 +154,15 @@ class OpenFile:
         for start, dirty in over:
             content[start - offset : start - offset + len(dirty)] = dirty
         return content
+
+    async def _read_base(self, offset: int, length: int) -> Buffer:
+        base = self._base
+        self._reading.append(base)
+        try:
+            return await self._state.store.read_range(base, offset, length)
+        finally:
+            # By identity: equal manifests may be two versions'.
+            del self._reading[next(place for place, one in enumerate(self._reading) if one is base)]
 
     # -- changing --------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from objfs.mount.content import ContentOperations
+from objfs.mount.pinning import PinRenewal
 from objfs.mount.state import MountState
 
 if TYPE_CHECKING:
@@ -22,5 +23,6 @@ class Operations(ContentOperations):
         super().__init__()
         self.state = MountState(store)
         self._open = {}
+        self.pin_renewal = PinRenewal(store, self._open)
         self._listings = {}
         self._next_listing = 0

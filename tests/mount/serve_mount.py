@@ -17,9 +17,11 @@ from typing import Any
 
 import trio
 
+from engine.care.collect import collect
 from engine.changes import CreateBucket, DeleteKey, Door, Origin, PutVersion, SetBucketVersioning
 from engine.store import Store, open_store
 from engine.types import Versioning
+from objfs.mount import pinning
 from objfs.mount.mount import run_mount
 
 
@@ -49,6 +51,9 @@ async def other_door(store: Store, request: list[Any]) -> Any:
         case ["versions", bucket, key]:
             page = store.keymap.list_versions(bucket, key)
             return [[version.size, version.delete_marker] for version in page.versions if version.key == key]
+        case ["collect"]:
+            result = await collect(store.parts, compact=True, wait_seconds=20)
+            return [result.freed_bytes, result.reasons]
         case ["free", content_bytes]:
             store.space = lambda: (1 << 40, content_bytes)  # type: ignore[method-assign]
         case _:
@@ -82,4 +87,5 @@ async def serve(data: Path, directory: str) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
+    pinning.RENEW_SECONDS = 0.5
     trio.run(serve, Path(sys.argv[1]), sys.argv[2])
