@@ -51,6 +51,18 @@ class PageWriter:
         self._map.close()
 
 
+def left_durable_lsn(path: Path) -> int:
+    """What the page of an index process that has ended says was durable; 0 if it does not
+    say. It was true once; a page is never synced, so it may be old."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return 0
+    if len(content) != PAGE_BYTES or _U64.unpack_from(content, _MAGIC_AT)[0] != _MAGIC:
+        return 0
+    return int(_U64.unpack_from(content, _DURABLE_AT)[0])
+
+
 class PageReader:
     """Reads the page; shows zeros while there is none."""
 

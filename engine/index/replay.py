@@ -11,18 +11,19 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
 from engine.crash_sites import CrashSite, reached
 from engine.errors import JournalCorrupt, StoreError
+from engine.index.evidence import refuse_lost_journal, refuse_lost_records
 from engine.index.snapshots import list_snapshots, restore_newest, snapshot_name
 from engine.interfaces import Node
 from engine.journal.dropping import delete_dropped
 from engine.journal.reading import FileKey
-from engine.journal.records import RawRecord, decode_payload, riding_locations, with_frames
+from engine.journal.records import Payload, RawRecord, decode_payload, riding_locations, with_frames
 from engine.journal.recovery import JournalScan, heal_file
 from engine.keymap.apply import decide, remember
 from engine.keymap.chunks import place_chunks
@@ -46,6 +47,7 @@ class OpenedKeymap:
     end_lsn: int
     last_time_ns: int
     replayed: int
+    durable_lsn: int = 0  # what the last record says was durable before it
     snapshot_lsn: int | None = None
     check: KeymapCheck | None = None
 
@@ -66,13 +68,13 @@ def bring_up_to_date(
     """Raises NodeUnavailable, JournalCorrupt, UnknownFormat, WrongStore."""
     scan = JournalScan(nodes, store_id)
     scan.check_available(missing, m)
+    refuse_lost_journal(nodes, scan)
     opened = _keep(path, nodes, store_id, scan, told) or _rebuild(path, nodes, store_id, scan, told)
     reached(CrashSite.KEYMAP_REPLAYED)
     try:
-        if scan.files:
-            last = max(scan.files)
-            candidates = sorted(scan.files[last]) + sorted(set(nodes).difference(scan.files[last]))
-            heal_file(nodes, last, store_id, m + 1, candidates, torn_tail=last[0] == scan.last_epoch)
+        for key in scan.unsynced_files(opened.end_lsn, opened.durable_lsn):
+            candidates = sorted(scan.files[key]) + sorted(set(nodes).difference(scan.files[key]))
+            heal_file(nodes, key, store_id, m + 1, candidates, torn_tail=key[0] == scan.last_epoch)
         # What an interrupted checkpoint left, or an old disk brought back. All is durable now.
         (first,) = opened.db.execute("SELECT value FROM meta WHERE name = 'journal_first_lsn'").fetchone()
         delete_dropped(nodes, store_id, first)
@@ -88,6 +90,8 @@ def bring_up_to_date(
 def _keep(path: Path, nodes: Mapping[str, Node], store_id: str, scan: JournalScan, told: Told) -> OpenedKeymap | None:
     """None when it has to be built again; it is set aside then."""
     newest = next(iter(list_snapshots(nodes)), 0)
+    if newest and not path.exists():
+        return None
     try:
         suspicion = take_suspicion(path)
         db = open_writer(path, store_id)
@@ -97,12 +101,14 @@ def _keep(path: Path, nodes: Mapping[str, Node], store_id: str, scan: JournalSca
     applied = 0
     check: KeymapCheck | None = None
     try:
-        applied = get_state(db)[1]
+        epoch, applied = get_state(db)
         if applied == 0 and newest:
             _give_up(path, db, "it is empty")
             return None
         check = suspicion.begin() if suspicion is not None else None
         opened = _replay(db, scan, max(applied, 1), told)
+        if opened is None and newest <= applied:
+            refuse_lost_records(path, scan, epoch, applied)
     except JournalCorrupt as error:
         _stop(check)
         if newest <= applied:
@@ -125,7 +131,7 @@ def _keep(path: Path, nodes: Mapping[str, Node], store_id: str, scan: JournalSca
         _stop(check)
         _give_up(path, db, "it is ahead of the journal" if opened is None else "a snapshot is newer")
         return None
-    return OpenedKeymap(db, opened.last_epoch, opened.end_lsn, opened.last_time_ns, opened.replayed, check=check)
+    return replace(opened, check=check)
 
 
 def _stop(check: KeymapCheck | None) -> None:
@@ -168,7 +174,7 @@ def _rebuild(path: Path, nodes: Mapping[str, Node], store_id: str, scan: Journal
         raise
     assert opened is not None, "nothing is compared with the journal here"
     last_time_ns = max(opened.last_time_ns, header.time_ns if header is not None else 0)
-    return OpenedKeymap(db, opened.last_epoch, opened.end_lsn, last_time_ns, opened.replayed, snapshot_lsn=lsn)
+    return replace(opened, last_time_ns=last_time_ns, snapshot_lsn=lsn)
 
 
 def _what_there_is(nodes: Mapping[str, Node], used_lsn: int) -> str:
@@ -187,7 +193,8 @@ def _replay(db: sqlite3.Connection, scan: JournalScan, from_lsn: int, told: Told
     """Apply what the keymap lacks. The record it applied last is compared if `from_lsn` is
     its LSN: None when the keymap is not a prefix of the journal."""
     epoch, applied = get_state(db)
-    last_time_ns, end_lsn, count, done = 0, from_lsn - 1, 0, 0
+    end_lsn, count, done = from_lsn - 1, 0, 0
+    last: Payload | None = None
     total = scan.bytes_from(from_lsn)
     db.execute("BEGIN IMMEDIATE")
     try:
@@ -197,9 +204,9 @@ def _replay(db: sqlite3.Connection, scan: JournalScan, from_lsn: int, told: Told
                 if key[0] != epoch:
                     db.execute("ROLLBACK")
                     return None
-                last_time_ns = decode_payload(raw).time_ns
+                last = decode_payload(raw)
                 continue
-            last_time_ns = _apply(db, key, offset, raw)
+            last = _apply(db, key, offset, raw)
             count, done = count + 1, done + raw.length
             if count % TRANSACTION_RECORDS == 0:
                 db.execute("COMMIT")
@@ -214,11 +221,13 @@ def _replay(db: sqlite3.Connection, scan: JournalScan, from_lsn: int, told: Told
         return None
     db.execute("COMMIT")
     told("replaying the journal", done, done)
-    return OpenedKeymap(db, scan.last_epoch, end_lsn, last_time_ns, count)
+    if last is None:
+        return OpenedKeymap(db, scan.last_epoch, end_lsn, 0, count)
+    return OpenedKeymap(db, scan.last_epoch, end_lsn, last.time_ns, count, last.durable_lsn)
 
 
-def _apply(db: sqlite3.Connection, key: FileKey, offset: int, raw: RawRecord) -> int:
-    """Returns the record's time. Raises KeymapDamaged."""
+def _apply(db: sqlite3.Connection, key: FileKey, offset: int, raw: RawRecord) -> Payload:
+    """Raises KeymapDamaged."""
     payload = decode_payload(raw)
     try:
         decision = decide(db, with_frames(payload, raw), lsn=raw.lsn, time_ns=payload.time_ns, origin=payload.origin)
@@ -228,4 +237,4 @@ def _apply(db: sqlite3.Connection, key: FileKey, offset: int, raw: RawRecord) ->
         remember(db, payload.origin.request_id, decision.result)
     place_chunks(db, riding_locations(payload, raw, key[0], key[1], offset))
     set_state(db, key[0], raw.lsn)
-    return payload.time_ns
+    return payload

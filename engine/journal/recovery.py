@@ -90,10 +90,10 @@ class JournalScan:
         keys = sorted(self.files)
         if not keys:
             return []
-        following = [first for _, first in keys[1:]]
+        following = [*(first for _, first in keys[1:]), end_lsn + 2]
         last = [
             key
-            for key, next_first in zip(keys, [*following, end_lsn + 2], strict=True)
+            for key, next_first in zip(keys, following, strict=False)
             if key[0] == self.last_epoch and key[1] <= end_lsn + 1 and next_first > durable_lsn + 1
         ]
         return last or keys[-1:]
