@@ -20,6 +20,7 @@ from pathlib import Path
 
 import anyio
 
+from engine.care.rot import RotReports
 from engine.changes import OpenSegment, Origin, SealSegment, SetNode
 from engine.coding import check_code
 from engine.errors import IndexUnavailable, StoreError, StoreInUse
@@ -149,7 +150,7 @@ async def open_parts(
     descriptor = read_store_descriptor(data)
     try:
         if opening is not Opening.JOIN:
-            with _owner_lock(data) as owned:
+            with owner_lock(data) as owned:
                 if owned:
                     async with _own(data, descriptor, node_opener) as parts:
                         yield parts
@@ -174,7 +175,7 @@ def _only_error(group: BaseExceptionGroup[BaseException]) -> BaseException | Non
 
 
 @contextmanager
-def _owner_lock(data: Path) -> Iterator[bool]:
+def owner_lock(data: Path) -> Iterator[bool]:
     descriptor = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -199,12 +200,14 @@ async def _own(data: Path, descriptor: StoreDescriptor, node_opener: NodeOpener)
             await _register_nodes(index, nodes)
             maintenance = Maintenance(index, nodes)
             await maintenance.seal_orphans()
-            plane = _open_plane(index, nodes, owner=_owner_name())
+            rot = RotReports(index, nodes.nodes)
+            plane = _open_plane(index, nodes, _owner_name(), rot)
             pins = Pins(data / "index", index.condemned_lsn)
             parts = Parts(data, descriptor, nodes, index, plane, pins)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(maintenance.run, parts)
                 tasks.start_soon(_seal_when_asked, plane, index)
+                tasks.start_soon(rot.run)
                 tasks.start_soon(_serve_index, index, data, maintenance)
                 try:
                     yield parts
@@ -232,13 +235,15 @@ async def _join(data: Path, descriptor: StoreDescriptor, node_opener: NodeOpener
         async with open_index_client(
             data / "index", nodes=nodes.nodes, owner=owner, join_seconds=JOIN_SECONDS
         ) as index:
-            plane = _open_plane(index, nodes, owner)
+            rot = RotReports(index, nodes.nodes)
+            plane = _open_plane(index, nodes, owner, rot)
             index.on_reconnect = plane.seal  # the new index has sealed our open segment by now
             pins = Pins(data / "index", index.condemned_lsn)
             parts = Parts(data, descriptor, nodes, index, plane, pins)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(_follow_nodes, index, nodes)
                 tasks.start_soon(_seal_when_asked, plane, index)
+                tasks.start_soon(rot.run)
                 try:
                     yield parts
                 finally:
@@ -269,7 +274,7 @@ async def _register_nodes(index: LocalIndex, nodes: NodeSet) -> None:
             await index.commit(SetNode(place.node_id, place.path, place.domain, state, place.generation), ORIGIN)
 
 
-def _open_plane(index: Index, nodes: NodeSet, owner: str) -> SegmentPlane:
+def _open_plane(index: Index, nodes: NodeSet, owner: str, rot: RotReports) -> SegmentPlane:
     async def announce(change: OpenSegment | SealSegment) -> None:
         await index.commit(change, Origin(requester=owner))
 
@@ -295,6 +300,7 @@ def _open_plane(index: Index, nodes: NodeSet, owner: str) -> SegmentPlane:
         segment_of=index.keymap.segment,
         healthy=usable,
         report_failure=report_failure,
+        report_rot=rot.report,
     )
 
 

@@ -25,7 +25,7 @@ from engine.keymap.schema import FORMAT, KeymapDamaged, get_state, open_reader
 MAGIC = b"objfsSNP"
 PREFIX = "index/"
 KEPT = 2  # newest snapshots that are kept: the one before the last may help where the journal reaches back
-SCRATCH_NAME = "keymap.copy"
+RESTORED_NAME = "keymap.restored"  # in DATA/index, until it is whole
 
 logger = logging.getLogger("objfs.index")
 
@@ -178,7 +178,7 @@ def _restore(
             f"{name} has keymap format {header.keymap_format}, this release reads {FORMAT}; "
             f"open the store once with the release that wrote it, and run objfs checkpoint there"
         )
-    scratch = keymap.with_name(SCRATCH_NAME)
+    scratch = keymap.with_name(RESTORED_NAME)
     done = 0
     with scratch.open("wb") as file:
         for piece in reader.pieces():

@@ -6,7 +6,7 @@ where on the journal counts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 
 from engine import pieces
 from engine.index import snapshots
@@ -17,7 +17,7 @@ from engine.journal.reading import FileKey, list_files
 from engine.journal.recovery import heal_file, superfluous_files
 
 
-def thin(nodes: Mapping[str, Node], healthy: Set[str], copies: int, first_lsn: int, end_lsn: int) -> int:
+def thin(nodes: Mapping[str, Node], healthy: set[str], copies: int, first_lsn: int, end_lsn: int) -> int:
     """Journal records in files of which fewer than `copies` healthy nodes have a whole
     replica, plus one for each snapshot that is needed and archive with too few copies."""
     files = list_files(nodes)
@@ -32,14 +32,14 @@ def thin(nodes: Mapping[str, Node], healthy: Set[str], copies: int, first_lsn: i
     return found
 
 
-def _thin_archives(nodes: Mapping[str, Node], healthy: Set[str], copies: int) -> list[archive.Range]:
+def _thin_archives(nodes: Mapping[str, Node], healthy: set[str], copies: int) -> list[archive.Range]:
     found = archive.list_archives(nodes)
     return [covered for covered, holders in found.items() if len(healthy.intersection(holders)) < copies]
 
 
 def repair(
     nodes: Mapping[str, Node],
-    healthy: Set[str],
+    healthy: set[str],
     copies: int,
     store_id: str,
     *,

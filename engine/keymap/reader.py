@@ -203,13 +203,17 @@ class SqliteKeymap:
                 found.update(chunk_id for (chunk_id,) in db.execute(select, (scope, *some)))
         return found
 
-    def chunks_in(self, container: int) -> list[StoredChunk]:
+    def chunks_in(self, container: int, limit: int = -1) -> list[StoredChunk]:
         select = """SELECT scope, chunk_id, length, stored, location, bucket_id FROM chunks
-            WHERE container = ? ORDER BY scope, chunk_id"""
+            WHERE container = ? ORDER BY scope, chunk_id LIMIT ?"""
         return [
             StoredChunk(scope, chunk_id, length, stored, decode_location(location), bucket_id)
-            for scope, chunk_id, length, stored, location, bucket_id in self._db.execute(select, (container,))
+            for scope, chunk_id, length, stored, location, bucket_id in self._db.execute(select, (container, limit))
         ]
+
+    def journal_containers(self) -> dict[int, int]:
+        select = "SELECT container, sum(stored) FROM chunks WHERE container < 0 GROUP BY container"
+        return dict(self._db.execute(select).fetchall())
 
     def containers(self) -> dict[int, int]:
         select = "SELECT container, sum(stored) FROM chunks GROUP BY container"
