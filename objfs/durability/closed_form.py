@@ -48,7 +48,7 @@ def any_probability(layout: Layout, model: Model) -> tuple[float, bool]:
     rates = [loss_rate(layout.group_weights(group), layout.m, model, model.stripes_group) for group in layout.groups]
     if len(rates) == 1:
         return -math.expm1(-rates[0] * model.years), False
-    copysets = layout.copysets() if len(layout.devices) == len(layout.places) else None
+    copysets = layout.copysets if len(layout.devices) == len(layout.places) else None
     if copysets is None:
         # Groups share nodes: adding their rates counts some losses more than once.
         return -math.expm1(-sum(rates) * model.years), True

@@ -71,6 +71,7 @@ class Layout:
         counts = Counter(self.places[index].device for index in group)
         return tuple(sorted(counts.values(), reverse=True))
 
+    @cached_property
     def copysets(self) -> int | None:
         """How many distinct sets of m+1 nodes hold m+1 fragments of some stripe: losing one
         such set at once loses content. None if there are too many to count."""

@@ -33,7 +33,7 @@ def render(assessment: Assessment) -> str:
     down = down_seconds(layout, figures)
     facts = [
         ("layout", _layout_line(assessment)),
-        ("loses all of", _copysets_line(assessment)),
+        ("at risk", _copysets_line(assessment)),
         ("object", f"{show_size(figures.object_bytes.amount)}: {_stripes(assessment)}"),
         ("missing for", f"{show_duration(down)} after a loss, {_down_parts(assessment)}"),
     ]
@@ -61,7 +61,7 @@ def as_json(assessment: Assessment) -> dict[str, Any]:
             "nodes": [asdict(place) for place in layout.places],
             "devices": len(layout.devices),
             "groups": len(layout.groups),
-            "copysets": layout.copysets(),
+            "copysets": layout.copysets,
         },
         "figures": {name: asdict(figure) for name, figure in vars(figures).items()},
         "missing_seconds": down_seconds(layout, figures),
@@ -89,11 +89,11 @@ def _layout_line(assessment: Assessment) -> str:
 
 def _copysets_line(assessment: Assessment) -> str:
     layout = assessment.layout
-    copysets, size = layout.copysets(), layout.m + 1
+    copysets, size = layout.copysets, layout.m + 1
     if copysets is None or len(layout.devices) < len(layout.places):
         return ""  # too many to count, or nodes that are lost together anyway
-    share = copysets / math.comb(len(layout.places), size)
-    return f"some stripes if {size} nodes are lost at once: {copysets:,} of the possible sets ({share:.3g})"
+    possible = math.comb(len(layout.places), size)
+    return f"{size} nodes lost at once lose some stripes, in {copysets:,} of {possible:,} ways to choose them"
 
 
 def _stripes(assessment: Assessment) -> str:

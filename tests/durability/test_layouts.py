@@ -68,9 +68,9 @@ def test_groups_are_where_placement_puts_stripes() -> None:
 
 
 def test_copysets_count_each_set_once() -> None:
-    assert make_layout(4, 2, hypothetical_places(6, None, []), "test").copysets() == 20
+    assert make_layout(4, 2, hypothetical_places(6, None, []), "test").copysets == 20
     seven = make_layout(4, 2, hypothetical_places(7, None, []), "test")
-    assert seven.copysets() == 35  # any three of seven lie in some six of them
+    assert seven.copysets == 35  # any three of seven lie in some six of them
 
 
 def test_a_spare_node_saves_the_wait_for_a_disk() -> None:
