@@ -56,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_people_and_nodes(commands)
     _add_durability(commands)
     _add_collecting(commands)
+    _add_indexing(commands)
     return parser
 
 
@@ -288,6 +289,46 @@ def _add_collecting(commands: argparse._SubParsersAction[_Parser]) -> None:
             help="wait so long for requests older than this run; then leave what they may use (default %(default)s)",
         )
         parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def _add_indexing(commands: argparse._SubParsersAction[_Parser]) -> None:
+    checkpoint = _command(
+        commands,
+        "checkpoint",
+        "indexing:checkpoint",
+        "put the journal's content into segments and start it anew",
+        "Writes a snapshot of the index to m+1 nodes, moves small content out of the journal into segments, archives "
+        "the journal's records and deletes its files. A server does so by itself when the journal has grown. Runs "
+        "beside a server, or alone.",
+    )
+    checkpoint.add_argument(
+        "--journal-retention",
+        type=_quantity("duration"),
+        default="30d",
+        metavar="TIME",
+        help="delete archived journal records older than this (default %(default)s)",
+    )
+    checkpoint.add_argument(
+        "--journal-bytes",
+        type=_quantity("size"),
+        default="1G",
+        metavar="SIZE",
+        help="and the oldest ones while archives hold more than this, per copy (default %(default)s)",
+    )
+    checkpoint.add_argument(
+        "--limit", type=_quantity("size"), metavar="RATE", help="copy at most so much a second, such as 50MB"
+    )
+    checkpoint.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    rebuild = _command(
+        commands,
+        "rebuild-index",
+        "indexing:rebuild_index",
+        "make the index anew from the nodes",
+        "Sets DATA/index aside and rebuilds it from the newest index snapshot and the journal on the nodes, of which m "
+        "may be missing. Only while no server has the store open. An index that is missing or found damaged is rebuilt "
+        "by itself when the store is opened.",
+    )
+    rebuild.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
 def _share(text: str) -> float:
