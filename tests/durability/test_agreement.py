@@ -22,8 +22,8 @@ from objfs.durability.monte_carlo import CONFIDENCE, Estimate, simulate
 from objfs.durability.shocks import make_shocks
 
 TOLERANCE = 0.02
-TRIALS = 20_000
-PLAIN_YEARS = 12_000
+TRIALS = 10_000
+PLAIN_YEARS = 8_000
 
 
 def hypothetical(k: int, m: int, nodes: int, domains: int | None = None) -> Layout:

@@ -14,7 +14,7 @@ from objfs.durability.figures import down_seconds, make_figures, make_model
 from objfs.durability.layout import LayoutImpossible, Place, hypothetical_places, make_layout, warnings
 
 CODES = st.tuples(st.integers(1, 12), st.integers(1, 5))
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = settings(max_examples=40, deadline=None)
 
 
 def loss(k: int, m: int, **figures: float) -> tuple[float, float]:
