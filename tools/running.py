@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ class Failed(Exception):
 class RunningStore:
     """`objfs serve` over a fresh store in `directory`; `mount` is None without /dev/fuse."""
 
-    def __init__(self, directory: Path, *, workers: int | None = None, mounted: bool = True) -> None:
+    def __init__(
+        self, directory: Path, *, workers: int | None = None, mounted: bool = True, nodes: Sequence[Path] = ()
+    ) -> None:
         self.data = directory / "data"
         self.mount = directory / "mnt" if mounted else None
         self.log = directory / "serve.log"
@@ -36,7 +38,7 @@ class RunningStore:
         self.environment: dict[str, str] = {}
         self.ready_line = ""
         self._server: subprocess.Popen[str] | None = None
-        self.objfs("init")
+        self.objfs("init", *(argument for node in nodes for argument in ("--node", str(node))))
 
     # -- the command -----------------------------------------------------------
 

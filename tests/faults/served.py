@@ -1,0 +1,111 @@
+"""A served store whose nodes lie on a lossy filesystem: supervisor, index, tables, two
+gateway workers, mount. Single processes can be killed, or all of them and the power too."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+from lossy.mount import LossyMount
+from running import RunningStore, can_mount, wait_until
+
+K, M = 4, 2
+BUCKET = "shared"
+ROLES = {
+    "index": b"engine.process",
+    "tables": b"objfs.processes\0tables",
+    "mount": b"objfs.processes\0mount",
+    "gateway": b"gateway.worker",
+}
+
+
+class ServedStore:
+    """start() returns when both doors answer; after kill_all() or cut_power() start() again."""
+
+    def __init__(self, directory: Path, *, logged: bool = False) -> None:
+        self.disks = LossyMount(directory, logged=logged)
+        self.disks.start()
+        nodes = [self.disks.top / f"node{number}" for number in range(1, K + M + 1)]
+        self.store = RunningStore(directory, workers=2, nodes=nodes)
+        self._cuts = 0
+        assert self.store.mount is not None
+        self.mount = self.store.mount
+        for path in (self.disks.top, *nodes):
+            _sync_directory(path)
+
+    @property
+    def data(self) -> Path:
+        return self.store.data
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return self.store.environment
+
+    @property
+    def bucket_path(self) -> Path:
+        return self.mount / BUCKET
+
+    def start(self) -> None:
+        self.store.start()
+
+    # -- processes -------------------------------------------------------------
+
+    def processes(self, role: str) -> list[int]:
+        """Pids of "supervisor" or of a role."""
+        everyone = self.store.processes()
+        if role == "supervisor":
+            return everyone[:1]
+        return [pid for pid in everyone[1:] if ROLES[role] in _command_line(pid)]
+
+    def signal(self, pid: int, number: signal.Signals) -> bool:
+        """False if it had ended already."""
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """In order."""
+        self.store.stop()
+
+    def kill_all(self) -> None:
+        self.store.kill()
+
+    def cut_power(self, seed: int, *, lose_index: bool = False) -> dict[str, int]:
+        """Every process ends at once, and the nodes forget what was not synced. Returns how
+        much they forgot. `lose_index`: DATA/index, which holds nothing that cannot be made
+        again, is gone too."""
+        self.kill_all()
+        lost = self.disks.cut(seed)
+        if lose_index:
+            shutil.rmtree(self.data / "index")
+        self.disks.start()
+        return lost
+
+    def close(self) -> None:
+        """Leaves nothing running and nothing mounted."""
+        try:
+            self.store.abandon()
+        finally:
+            self.disks.stop()
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+__all__ = ["BUCKET", "ServedStore", "can_mount", "wait_until"]
