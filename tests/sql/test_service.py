@@ -5,18 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from sql_lab import STORE_ID, Lab, content_of, etag_of, memory_nodes, no_trees, opened, put, some_change
 
 from engine.changes import (
     AbortUpload,
-    Change,
-    CommitResult,
     CompleteUpload,
     Condition,
     CreateBucket,
@@ -28,87 +25,31 @@ from engine.changes import (
     Origin,
     PartChoice,
     PutPart,
-    PutVersion,
-    Rename,
-    SetAttributes,
     SetBucketVersioning,
     SetTags,
 )
 from engine.errors import QueryFailed, StoreError
-from engine.frames import encode_frame
 from engine.index.local import LocalIndex, open_local_index
 from engine.nodes.memory import MemoryNode
 from engine.tables import client
 from engine.tables.server import serve_tables
 from engine.tables.service import TablesService
 from engine.types import (
-    Attributes,
     Checksum,
-    ChunkEntry,
     Content,
     Manifest,
-    NewChunk,
     ObjectPart,
-    TreeEntry,
     Version,
     Versioning,
 )
 
 pytestmark = pytest.mark.anyio
-STORE_ID = "5a" * 16
 SEEDS = int(os.environ.get("OBJFS_TEST_SEEDS", "2"))
-ORIGIN = Origin(requester="ann", request_id="", source_ip="10.0.0.7", door=Door.S3)
-
-
-def content_of(text: bytes) -> Content:
-    chunk_id = hashlib.sha256(text).digest()
-    if not text:
-        return Content(Manifest())
-    new = NewChunk(chunk_id, len(text), frame=encode_frame(chunk_id, text))
-    return Content(Manifest([ChunkEntry(chunk_id, len(text))]), [new])
-
-
-def etag_of(text: bytes) -> str:
-    return hashlib.md5(text).hexdigest()
-
-
-def put(bucket: str, key: str, text: bytes = b"hello", **more: Any) -> PutVersion:
-    return PutVersion(bucket, key, content_of(text), etag_of(text), **more)
-
-
-async def no_trees(entry: TreeEntry) -> Manifest:
-    raise AssertionError("these manifests are flat")
-
-
-class Lab:
-    """An index over memory nodes, with the tables at its heels."""
-
-    def __init__(self, index: LocalIndex, service: TablesService) -> None:
-        self.index = index
-        self.service = service
-
-    async def commit(self, change: Change, origin: Origin = ORIGIN) -> CommitResult:
-        origin = Origin(origin.requester, os.urandom(8).hex(), origin.source_ip, origin.door)
-        return await self.index.commit(change, origin)
-
-    async def rows(self, sql: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = (await self.service.query(sql)).to_pylist(maps_as_pydicts="strict")
-        return rows
 
 
 @pytest.fixture
 def nodes() -> dict[str, MemoryNode]:
-    return {f"node{number}": MemoryNode(f"node{number}") for number in range(1, 5)}
-
-
-@asynccontextmanager
-async def opened(tmp_path: Path, nodes: dict[str, MemoryNode], **options: Any) -> AsyncIterator[Lab]:
-    async with open_local_index(tmp_path / "index", nodes, store_id=STORE_ID, m=1, missing={}) as index:
-        service = TablesService(index, no_trees, tmp_path / "index" / "tables.duckdb", store_id=STORE_ID, **options)
-        async with anyio.create_task_group() as tasks:
-            await tasks.start(service.run)
-            yield Lab(index, service)
-            tasks.cancel_scope.cancel()
+    return memory_nodes()
 
 
 async def test_a_query_sees_the_write_that_was_just_answered(tmp_path: Path, nodes: dict[str, MemoryNode]) -> None:
@@ -313,51 +254,6 @@ async def assert_tables_equal_keymap(lab: Lab) -> None:
     assert (space["chunks"], space["stored_bytes"]) == (counters["chunks"], counters["stored_bytes"])
 
 
-def some_change(rng: random.Random, index: LocalIndex) -> Change:
-    bucket = rng.choice(["red", "blue"])
-    target_bucket = rng.choice(["red", "blue"])
-    keys = ["a", "b", "dir/a", "dir/b", "dir/sub/c", "dir/", "other/", "other/d", "dir/sub/"]
-    key = rng.choice(keys)
-    files = [key for key in keys if not key.endswith("/")]
-    head = index.keymap.head(bucket, key)
-    file_id = head.file_id if head is not None and not head.delete_marker else None
-    text = rng.choice([b"", b"x", b"yy" * 50, rng.randbytes(20)])
-    match rng.randrange(13):
-        case 0 | 1 | 2:
-            return put(bucket, key, text, tags={"n": str(rng.randrange(3))}, user_metadata={"u": "1"})
-        case 3:
-            return put(bucket, key, text, file_id=file_id, keep_metadata=True)
-        case 4:
-            replaces = head.lsn if head is not None and rng.random() < 0.7 else None
-            return put(bucket, key, text, file_id=file_id, replaces_lsn=replaces)
-        case 5:
-            return DeleteKey(bucket, key)
-        case 6:
-            return DeleteKey(bucket, key, must_exist=True, keep_parent=True, empty_directory=key.endswith("/"))
-        case 7:
-            page = index.keymap.list_versions(bucket)
-            chosen = rng.choice(page.versions) if page.versions else None
-            return DeleteKey(bucket, chosen.key if chosen else key, version_id=chosen.version_id if chosen else "null")
-        case 8:
-            return Rename(bucket, rng.choice(files), target_bucket, rng.choice(files), exchange=rng.random() < 0.2)
-        case 9:
-            return Rename(
-                bucket, rng.choice(["dir/", "dir/sub/", "other/"]), target_bucket, rng.choice(["dir/", "new/"])
-            )
-        case 10:
-            return Link(bucket, rng.choice(files), bucket, rng.choice(files))
-        case 11:
-            return SetAttributes(
-                bucket, key, Attributes(mode=0o100600), file_id=file_id if rng.random() < 0.5 else None
-            )
-        case _:
-            versioning = rng.choice([Versioning.ENABLED, Versioning.SUSPENDED])
-            changes = [SetTags(bucket, key, {"x": "1"}), SetTags(bucket, key, {})]
-            if rng.random() < 0.1:
-                return SetBucketVersioning(bucket, versioning)
-            return rng.choice(changes)
-
-
 @pytest.mark.parametrize("seed", range(SEEDS))
 async def test_inventory_and_journal_agree_with_the_keymap_after_anything(
     tmp_path: Path, nodes: dict[str, MemoryNode], seed: int
@@ -404,7 +300,7 @@ async def test_tables_ahead_of_the_journal_are_made_anew(tmp_path: Path, nodes: 
         await lab.commit(put("bbb", "lost"))
         assert len(await lab.rows("FROM inventory")) == 1
     (tmp_path / "index" / "tables.duckdb").rename(tmp_path / "kept.duckdb")
-    other = {f"node{number}": MemoryNode(f"node{number}") for number in range(1, 5)}
+    other = memory_nodes()
     for name in os.listdir(tmp_path / "index"):
         (tmp_path / "index" / name).unlink()
     (tmp_path / "kept.duckdb").rename(tmp_path / "index" / "tables.duckdb")
