@@ -14,7 +14,7 @@ import logging
 import sqlite3
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -243,6 +243,20 @@ class LocalIndex:
     @property
     def failed_replicas(self) -> set[str]:
         return self._log.failed
+
+    def distrust(self, node_ids: Sequence[str]) -> None:
+        """These nodes miss the newest epoch: maintenance takes them for stale. Not if so
+        few would remain that nothing could be written any more."""
+        healthy = self._healthy()
+        behind = [node_id for node_id in node_ids if node_id in healthy]
+        if not behind:
+            return
+        enough = len(healthy.difference(behind)) >= self._copies
+        then = "it is repaired before it is trusted" if enough else "too few others are healthy: run objfs scrub"
+        for node_id in behind:
+            logger.warning("node %s is behind the journal (was an old copy put back?); %s", node_id, then)
+        if enough:
+            self._log.distrust(behind)
 
     def forgive(self, node_id: str) -> None:
         """The node is healthy: later epochs may use it again."""
@@ -488,7 +502,7 @@ class LocalIndex:
     async def close(self) -> None:
         """Sync what is ordered; called after run() was cancelled."""
         try:
-            await anyio.to_thread.run_sync(self._log.sync)
+            self._set_durable(await anyio.to_thread.run_sync(self._log.sync))
         except ReplicaFailed as failed:
             logger.warning("closing: %s", failed)
         self._log.close()
@@ -532,6 +546,7 @@ async def open_local_index(
         end_lsn=opened.end_lsn,
         last_time_ns=opened.last_time_ns,
     )
+    index.distrust(opened.nodes_behind)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(index.run)
         if opened.check is not None:

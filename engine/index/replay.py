@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -50,6 +50,7 @@ class OpenedKeymap:
     durable_lsn: int = 0  # what the last record says was durable before it
     snapshot_lsn: int | None = None
     check: KeymapCheck | None = None
+    nodes_behind: list[str] = field(default_factory=list)  # they may miss what was written since
 
 
 def _nobody(what: str, done: int, total: int) -> None:
@@ -81,7 +82,7 @@ def bring_up_to_date(
     except BaseException:
         opened.db.close()
         raise
-    return opened
+    return replace(opened, nodes_behind=scan.nodes_behind())
 
 
 # -- keeping the keymap that is there ------------------------------------------------

@@ -14,7 +14,7 @@ from engine.interfaces import Node
 from engine.journal import archive
 from engine.journal.dropping import delete_dropped
 from engine.journal.reading import FileKey, list_files
-from engine.journal.recovery import heal_file, superfluous_files
+from engine.journal.recovery import heal_epochs, heal_file, superfluous_files
 
 
 def thin(nodes: Mapping[str, Node], healthy: set[str], copies: int, first_lsn: int, end_lsn: int) -> int:
@@ -50,6 +50,7 @@ def repair(
     old disks brought back of the journal before `first_lsn`. The newest journal file is its
     writer's business while it is `open_for_writing`."""
     delete_dropped(nodes, store_id, first_lsn)
+    heal_epochs({node_id: nodes[node_id] for node_id in healthy.intersection(nodes)}, store_id)
     files = list_files(nodes)
     for key in superfluous_files(files, first_lsn):
         del files[key]

@@ -160,6 +160,10 @@ class JournalLog:
         """Replicas that failed since they were last forgiven."""
         return set(self._failed)
 
+    def distrust(self, node_ids: Sequence[str]) -> None:
+        """Use these nodes for no epoch until they are forgiven."""
+        self._failed.update(node_ids)
+
     def forgive(self, node_id: str) -> None:
         """The node is healthy again: later epochs may use it."""
         self._failed.discard(node_id)

@@ -159,7 +159,10 @@ def heal_epochs(nodes: Mapping[str, Node], store_id: str) -> None:
     epochs = read_epochs(nodes, store_id)
     for node in nodes.values():
         for number in sorted(set(epochs).difference(epochs_on(node, store_id))):
-            node.write_whole(epoch_name(number), encode_epoch(epochs[number]))
+            try:
+                node.write_whole(epoch_name(number), encode_epoch(epochs[number]))
+            except StoreError as error:
+                logger.warning("node %s is left without epoch %d: %s", node.path, number, error)
 
 
 def heal_file(
