@@ -172,7 +172,11 @@ class KeymapReader(Protocol):
         not in a condemned container. Only under a pin taken before (engine.pins)."""
         ...
 
-    def chunks_in(self, container: int, limit: int = -1) -> list[StoredChunk]: ...  # see engine.changes.Condemn
+    def chunks_in(self, container: int, limit: int = -1, after: tuple[int, bytes] = (-1, b"")) -> list[StoredChunk]:
+        """By (scope, chunk id), beyond `after`; at most `limit` of them (-1: all). For
+        containers see engine.changes.Condemn."""
+        ...
+
     def journal_containers(self) -> dict[int, int]: ...  # containers() of journal files only: quicker
     def containers(self) -> dict[int, int]: ...  # container → bytes of the frames in it that chunks lie at
     def condemned(self) -> dict[int, int]: ...  # container → LSN of the record that condemned it

@@ -173,6 +173,7 @@ async def drop_journal_before(
     before_lsn: int,
     *,
     dead_chunks: int,
+    as_of_lsn: int = 0,
     report: Report = silent,
     bytes_per_second: int | None = None,
     retention_days: float = limits.JOURNAL_RETENTION_DAYS,
@@ -180,8 +181,8 @@ async def drop_journal_before(
 ) -> CheckpointResult:
     """Let a snapshot and an archive stand for the journal before `before_lsn` (the first
     LSN after a rotation), and delete its files. `dead_chunks` is how many chunks were found
-    dead in condemned journal files before it; nothing else may lie there. The caller holds
-    the care lock. Raises CollectionStopped, WritesStopped."""
+    dead in condemned journal files before it, by a mark at `as_of_lsn`; nothing else may
+    lie there. The caller holds the care lock. Raises CollectionStopped, WritesStopped."""
     keymap = parts.index.keymap
     work = _Dropping(parts, before_lsn, report, Throttle(bytes_per_second))
     result = CheckpointResult(done=True)
@@ -200,7 +201,7 @@ async def drop_journal_before(
             # The snapshot holds what these records did; what is lost is how they came about.
             result.notes.append(f"the journal before LSN {before_lsn} could not be archived: {error}")
     reached(CrashSite.JOURNAL_ARCHIVED)
-    await parts.index.commit(DropJournal(before_lsn, copy.lsn, dead_chunks), ORIGIN)
+    await parts.index.commit(DropJournal(before_lsn, copy.lsn, dead_chunks, as_of_lsn), ORIGIN)
     reached(CrashSite.JOURNAL_DROPPED)
     oldest_ns = time.time_ns() - int(retention_days * 86400 * 10**9)
     result.freed_bytes = await anyio.to_thread.run_sync(work.delete, oldest_ns, archive_bytes_max)

@@ -203,12 +203,14 @@ class SqliteKeymap:
                 found.update(chunk_id for (chunk_id,) in db.execute(select, (scope, *some)))
         return found
 
-    def chunks_in(self, container: int, limit: int = -1) -> list[StoredChunk]:
+    def chunks_in(self, container: int, limit: int = -1, after: tuple[int, bytes] = (-1, b"")) -> list[StoredChunk]:
         select = """SELECT scope, chunk_id, length, stored, location, bucket_id FROM chunks
-            WHERE container = ? ORDER BY scope, chunk_id LIMIT ?"""
+            WHERE container = ? AND (scope, chunk_id) > (?, ?) ORDER BY scope, chunk_id LIMIT ?"""
         return [
             StoredChunk(scope, chunk_id, length, stored, decode_location(location), bucket_id)
-            for scope, chunk_id, length, stored, location, bucket_id in self._db.execute(select, (container, limit))
+            for scope, chunk_id, length, stored, location, bucket_id in self._db.execute(
+                select, (container, *after, limit)
+            )
         ]
 
     def journal_containers(self) -> dict[int, int]:
