@@ -14,6 +14,7 @@ from pathlib import Path
 
 import trio
 
+from engine.care.caretaker import Caretaker
 from engine.opening import Opening, open_parts
 from engine.store import Store
 from engine.tables.client import tables_service
@@ -36,9 +37,10 @@ def serve_in_one_process(data: Path, address: Address, mount: Path | None, on_re
 
 async def _serve(data: Path, address: Address, mount: Path | None, on_ready: Callable[[], None]) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with open_parts(data, Opening.OWN) as parts, trio.open_nursery() as tables:
+        async with open_parts(data, Opening.OWN) as parts, trio.open_nursery() as background:
             store = Store(parts)
-            await tables.start(partial(serve_tables, tables_service(parts, store.load_tree), data / "index"))
+            await background.start(partial(serve_tables, tables_service(parts, store.load_tree), data / "index"))
+            background.start_soon(Caretaker(parts).run)
             async with AsyncExitStack() as doors:
                 # Left in the opposite order: requests end first, then the mount.
                 if mount is not None:
@@ -46,7 +48,7 @@ async def _serve(data: Path, address: Address, mount: Path | None, on_ready: Cal
                 await doors.enter_async_context(_serving_s3(store, address))
                 on_ready()
                 await anext(signals)
-            tables.cancel_scope.cancel()
+            background.cancel_scope.cancel()
 
 
 @asynccontextmanager
