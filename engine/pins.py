@@ -158,6 +158,11 @@ def oldest_pin(directory: Path) -> OldestPin | None:
     return min(found, key=lambda pin: (pin.lsn, pin.taken_ns), default=None)
 
 
+def living_processes(directory: Path) -> int:
+    """How many processes have the store open."""
+    return sum(1 for _ in _of_the_living(directory))
+
+
 def held_chunks(directory: Path) -> set[bytes]:
     """Every chunk some process wants taken for named."""
     held: set[bytes] = set()

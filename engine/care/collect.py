@@ -1,7 +1,7 @@
 """Collection and compaction: bytes nothing names come back.
 
 A collection marks what is named (engine.care.marking), chooses victims among the sealed
-segments and the journal files, and frees them in rounds:
+segments and the closed journal files (engine.care.victims), and frees them in rounds:
 
     condemn      nothing new is matched there; whoever may have matched before holds an
                  older pin
@@ -30,11 +30,13 @@ import anyio
 import anyio.to_thread
 from msgspec import Struct
 
+from engine.care.checkpoint import drop_journal_before
 from engine.care.lock import care_lock
 from engine.care.marking import Mark, marking
 from engine.care.moving import move_chunks
 from engine.care.pace import Meter, Progress, Report, Throttle, silent
 from engine.care.sweep import Swept, delete_fragments, list_fragments, sweep_files
+from engine.care.victims import Victim, choose_segments, moved_bytes, pages, rounds, weigh
 from engine.changes import AbortUpload, Condemn, DeleteSegments, Origin, Spare
 from engine.crash_sites import CrashSite, reached
 from engine.errors import (
@@ -46,18 +48,18 @@ from engine.errors import (
     Unreadable,
     WritesStopped,
 )
-from engine.interfaces import StoredChunk
+from engine.journal.reading import list_files
 from engine.opening import Parts
-from engine.pins import OldestPin, oldest_pin
-from engine.types import Bucket, NodeState, Segment, SegmentState, Upload
+from engine.pins import OldestPin, living_processes, oldest_pin
+from engine.types import Bucket, Segment, SegmentState, Upload
 
 ORIGIN = Origin(requester="collection")
 SEAL_SECONDS = 10.0  # for the writers to seal what they have open
 WAIT_SECONDS = 60.0  # for pins older than a condemnation to end
+FILES_SECONDS = 1.5  # in which every process closes files that were deleted (engine.nodeset)
 ABANDONED_SECONDS = 7 * 86400.0  # an upload nothing was added to for so long is aborted
 THRESHOLD = 0.8  # a segment whose live share is below is compacted
-GAIN_MIN = 0.05  # a compaction that would free less than this share is left
-ROUND_BYTES = 1024**3  # live bytes moved before the first victims are deleted
+JOURNAL_BYTES_MIN = 256 * 1024  # a journal of less, with nothing dead in it, is left
 ATTEMPTS_MAX = 3  # at a deletion that finds something changed
 POLL_SECONDS = 0.05
 
@@ -80,26 +82,6 @@ class CollectionResult(Struct):
     unsealed: list[str] = []  # writers that did not seal in time
     spared: int = 0  # victims given up for this time …
     reasons: list[str] = []  # … and why
-
-
-class Victim(Struct):
-    """A sealed segment that is to go, with what the mark found in it."""
-
-    segment: Segment
-    named: list[StoredChunk]
-    dead: list[StoredChunk]
-
-    @property
-    def named_bytes(self) -> int:
-        return sum(chunk.stored for chunk in self.named)
-
-    @property
-    def file_bytes(self) -> int:
-        return self.segment.size * (self.segment.k + self.segment.m)
-
-    @property
-    def live_share(self) -> float:
-        return self.named_bytes / max(self.segment.k * self.segment.size, 1)
 
 
 async def collect(
@@ -142,21 +124,28 @@ class _Collection:
         self._names = {bucket.bucket_id: bucket.name for bucket in parts.index.keymap.buckets()}
 
     async def collect(self, abandoned_after: float) -> CollectionResult:
+        keymap = self._parts.index.keymap
         await self._parts.index.freshen()
+        last_lsn = keymap.applied_lsn()
         if not self._dry_run:
             await self._sweep()
             await self._seal()
         await self._abort_uploads(time.time_ns() - int(abandoned_after * 10**9))
+        if not self._dry_run:
+            last_lsn = await self._parts.index.rotate_journal()
         async with marking(self._parts, report=self._report) as mark:
             await mark.extend()  # marking takes its time, and what was written meanwhile is not dead
-            dead, mixed = await self._choose(mark)
+            dead, mixed = await choose_segments(self._parts, mark, self._threshold)
             await self._free(mark, dead)
-            for some in _rounds(mixed):
+            for some in rounds(mixed):
                 if not await self._free(mark, some):
                     break
+            await self._free_journal(mark, last_lsn)
         if not self._dry_run:
-            await self._spare(list(self._parts.index.keymap.condemned()))
+            await self._spare(list(keymap.condemned()))
             await self._parts.plane.seal()
+            if self._result.freed_bytes and living_processes(self._parts.data / "index") > 1:
+                await anyio.sleep(FILES_SECONDS)
         return self._result
 
     # -- before the mark -------------------------------------------------------
@@ -169,15 +158,16 @@ class _Collection:
         await self._parts.plane.seal()
         self._report(Progress("waiting for writers to seal", 0, None))
         with anyio.move_on_after(SEAL_SECONDS):
-            while any(_is_open(keymap.segment(segment_id)) for segment_id in waited):  # noqa: ASYNC110 - other processes
+            while any(_is_open(keymap.segment(one)) for one in waited):  # noqa: ASYNC110  # of other processes
                 await anyio.sleep(POLL_SECONDS)
         left = [keymap.segment(segment_id) for segment_id in sorted(waited)]
         self._result.unsealed = sorted({one.owner for one in left if one is not None and _is_open(one)})
 
     async def _abort_uploads(self, before_ns: int) -> None:
-        for bucket in self._parts.index.keymap.buckets():
+        keymap = self._parts.index.keymap
+        for bucket in keymap.buckets():
             after = ("", "")
-            while page := self._parts.index.keymap.uploads(bucket.name, "", *after):
+            while page := keymap.uploads(bucket.name, "", *after):
                 after = (page[-1].key, page[-1].upload_id)
                 for upload in page:
                     if self._last_used_ns(upload) < before_ns:
@@ -195,104 +185,77 @@ class _Collection:
                 return  # completed or aborted meanwhile
         self._result.uploads[bucket.name] = self._result.uploads.get(bucket.name, 0) + 1
 
-    # -- choosing --------------------------------------------------------------
-
-    async def _choose(self, mark: Mark) -> tuple[list[Victim], list[Victim]]:
-        """Segments nothing is named in, and those worth compacting, emptiest first."""
-        dead: list[Victim] = []
-        mixed: list[Victim] = []
-        with self._parts.index.keymap.snapshot() as reader:
-            for segment in reader.segments():
-                if segment.state is not SegmentState.SEALED:
-                    continue
-                chunks = await anyio.to_thread.run_sync(reader.chunks_in, segment.segment_id)
-                named, gone = await mark.split(chunks)
-                victim = Victim(segment, named, gone)
-                if not named:
-                    dead.append(victim)
-                elif self._threshold is not None and self._is_worth_it(victim, self._threshold):
-                    mixed.append(victim)
-        mixed.sort(key=lambda victim: (victim.live_share, victim.segment.segment_id))
-        return dead, mixed if self._gains(mixed) else []
-
-    def _is_worth_it(self, victim: Victim, threshold: float) -> bool:
-        k, m = self._parts.descriptor.k, self._parts.descriptor.m
-        healthy = sum(1 for place in self._parts.index.keymap.nodes() if place.state is NodeState.HEALTHY)
-        narrow = victim.segment.k < k and healthy >= k + m
-        return narrow or victim.live_share < threshold
-
-    def _gains(self, victims: Sequence[Victim]) -> bool:
-        """Small segments are never full: compacting them again and again frees nothing."""
-        before = sum(victim.file_bytes for victim in victims)
-        return before > 0 and before - sum(map(self._bytes_moved_to, victims)) >= GAIN_MIN * before
-
-    def _bytes_moved_to(self, victim: Victim) -> int:
-        """What the live chunks of a victim will take on the nodes."""
-        k, m = self._parts.descriptor.k, self._parts.descriptor.m
-        return victim.named_bytes * (k + m) // k
-
-    # -- freeing ---------------------------------------------------------------
+    # -- freeing segments ------------------------------------------------------
 
     async def _free(self, mark: Mark, victims: Sequence[Victim]) -> bool:
         """One round; False when it was given up and another would be too."""
         if self._dry_run:
             for victim in victims:
-                self._count(victim)
-                self._result.moved_bytes += victim.named_bytes
-                self._result.freed_bytes += victim.file_bytes - self._bytes_moved_to(victim)
+                self._would_free(victim)
             return True
         if not victims:
             return True
-        containers = [victim.segment.segment_id for victim in victims]
-        condemned = await self._parts.index.commit(Condemn(containers), ORIGIN)
-        reached(CrashSite.COLLECTION_CONDEMNED)
-        emptied, full = await self._empty(victims)
-        reached(CrashSite.COLLECTION_MOVED)
-        blocking = await self._wait_for_pins(condemned.lsn)
-        if blocking is not None:
-            await self._give_up(emptied, f"process {blocking.process_id} has been at work since {_ago(blocking)}")
+        condemned_lsn = await self._condemn(victims)
+        emptied, full = await self._empty(mark, victims)
+        if not await self._await_pins(condemned_lsn, emptied):
             return False
         await self._delete(mark, emptied)
         return not full
 
-    async def _empty(self, victims: Sequence[Victim]) -> tuple[list[Victim], bool]:
+    async def _condemn(self, victims: Sequence[Victim]) -> int:
+        condemned = await self._parts.index.commit(Condemn([victim.container for victim in victims]), ORIGIN)
+        reached(CrashSite.COLLECTION_CONDEMNED)
+        return condemned.lsn
+
+    async def _empty(self, mark: Mark, victims: Sequence[Victim]) -> tuple[list[Victim], bool]:
         """Copy forward what is named in them. The victims that are empty of it now, and
         whether the disks filled up over it."""
-        meter = Meter("compact", sum(victim.named_bytes for victim in victims), self._report)
+        meter = Meter("moving what is in use", sum(victim.named_bytes for victim in victims), self._report)
         emptied: list[Victim] = []
         for place, victim in enumerate(victims):
             try:
-                await move_chunks(self._parts, victim.named, self._throttle, meter)
+                await self._move_named(mark, victim, meter)
             except (Unreadable, FragmentCorrupt) as error:
                 await self._give_up([victim], str(error))
                 continue
             except (NodeFull, WritesStopped) as error:
                 await self._give_up(victims[place:], str(error))
                 return emptied, True
-            self._result.moved_bytes += victim.named_bytes
             emptied.append(victim)
+        reached(CrashSite.COLLECTION_MOVED)
         return emptied, False
 
-    async def _wait_for_pins(self, lsn: int) -> OldestPin | None:
-        """Until no pin is older than the record; else the one that was waited for in vain."""
+    async def _move_named(self, mark: Mark, victim: Victim, meter: Meter) -> Victim:
+        """Copy forward what the mark has of it; what else lies there now."""
+        left = Victim(victim.container)
+        async for named, dead in pages(mark, self._parts.index.keymap.snapshot, victim.container):
+            await move_chunks(self._parts, named, self._throttle, meter)
+            self._result.moved_bytes += sum(chunk.stored for chunk in named)
+            left.count([], dead)
+        return left
+
+    async def _await_pins(self, condemned_lsn: int, victims: Sequence[Victim]) -> bool:
+        """Until no pin is older than the record; False if one is after all the waiting."""
         deadline = anyio.current_time() + self._wait_seconds
         while True:
             oldest = await anyio.to_thread.run_sync(oldest_pin, self._parts.data / "index")
-            if oldest is None or oldest.lsn >= lsn:
-                return None
+            if oldest is None or oldest.lsn >= condemned_lsn:
+                return True
             if anyio.current_time() > deadline:
-                return oldest
-            self._report(Progress(f"waiting for process {oldest.process_id}", 0, None))
+                break
+            self._report(Progress(f"waiting for a request of process {oldest.process_id}", 0, None))
             await anyio.sleep(POLL_SECONDS)
+        await self._give_up(victims, f"a request of process {oldest.process_id} is under way since {_time(oldest)}")
+        return False
 
     async def _delete(self, mark: Mark, victims: Sequence[Victim]) -> None:
-        if not victims:
+        segments = [victim.segment for victim in victims if victim.segment is not None]
+        if not segments:
             return
-        segment_ids = [victim.segment.segment_id for victim in victims]
+        segment_ids = [segment.segment_id for segment in segments]
         for attempt in range(1, ATTEMPTS_MAX + 1):
-            as_of_lsn = await mark.extend()
-            dead = await self._move_revived(mark, victims)
-            reached(CrashSite.COLLECTION_MARKED)
+            as_of_lsn, left = await self._mark_again(mark, victims)
+            dead = sum(victim.dead_chunks for victim in left)
             try:
                 await self._parts.index.commit(DeleteSegments(segment_ids, dead, as_of_lsn), ORIGIN)
                 break
@@ -301,46 +264,98 @@ class _Collection:
                 if attempt == ATTEMPTS_MAX:
                     raise
         reached(CrashSite.SEGMENTS_DELETED)
-        for victim in victims:
-            self._count(victim)
-        segments = [victim.segment for victim in victims]
+        self._count_freed(left)
+        self._result.segments += len(segments)
+        self._result.orphan_bytes += sum(
+            max(victim.data_bytes - victim.dead_bytes - victim.named_bytes, 0) for victim in victims
+        )
         swept = await anyio.to_thread.run_sync(delete_fragments, segments, dict(self._parts.nodes.nodes))
         self._result.freed_bytes += swept.freed_bytes
 
-    async def _move_revived(self, mark: Mark, victims: Sequence[Victim]) -> int:
-        """Copy forward what was named since the first mark; how many dead chunks lie in
-        the victims now."""
-        dead = 0
-        meter = Meter("compact", None, self._report)
+    async def _mark_again(self, mark: Mark, victims: Sequence[Victim]) -> tuple[int, list[Victim]]:
+        """Copy forward what was named since the first mark. The LSN the mark stands for now,
+        and what lies in the victims, which is dead."""
+        as_of_lsn = await mark.extend()
+        meter = Meter("moving what is in use", None, self._report)
+        left = [await self._move_named(mark, victim, meter) for victim in victims]
+        reached(CrashSite.COLLECTION_MARKED)
+        return as_of_lsn, left
+
+    # -- freeing the journal ---------------------------------------------------
+
+    async def _free_journal(self, mark: Mark, last_lsn: int) -> None:
+        """Let an index snapshot stand for the journal up to `last_lsn`, where it ends with
+        a file."""
+        files = await anyio.to_thread.run_sync(list_files, dict(self._parts.nodes.nodes))
+        sizes = [sizes for (_, first_lsn), sizes in files.items() if first_lsn <= last_lsn]
+        victims: list[Victim] = []
+        with self._parts.index.keymap.snapshot() as reader:
+            containers = await anyio.to_thread.run_sync(reader.journal_containers)
+            for container in sorted(containers, reverse=True):
+                if -container <= last_lsn:
+                    victims.append(await weigh(mark, reader, Victim(container)))
+        dead = sum(victim.dead_chunks for victim in victims)
+        if not dead and sum(max(some.values(), default=0) for some in sizes) < JOURNAL_BYTES_MIN:
+            return
+        if self._dry_run:
+            self._would_free_journal(victims, sizes)
+            return
+        condemned_lsn = await self._condemn(victims) if victims else 0
+        emptied, _ = await self._empty(mark, victims)
+        if len(emptied) == len(victims) and await self._await_pins(condemned_lsn, victims):
+            await self._drop_journal(mark, victims, last_lsn + 1, len(sizes))
+
+    async def _drop_journal(self, mark: Mark, victims: Sequence[Victim], before_lsn: int, files: int) -> None:
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            as_of_lsn, left = await self._mark_again(mark, victims)
+            dead = sum(victim.dead_chunks for victim in left)
+            try:
+                dropped = await drop_journal_before(
+                    self._parts, before_lsn, dead_chunks=dead, as_of_lsn=as_of_lsn, report=self._report
+                )
+                break
+            except CollectionStopped:
+                if attempt == ATTEMPTS_MAX:
+                    raise
+            except (NodeFull, WritesStopped) as error:
+                await self._give_up(victims, str(error))
+                return
+        self._count_freed(left)
+        self._result.freed_bytes += dropped.freed_bytes
+        self._result.journal_files += files
+
+    # -- keeping count ---------------------------------------------------------
+
+    def _would_free(self, victim: Victim) -> None:
+        self._count_freed([victim])
+        self._result.segments += 1
+        self._result.orphan_bytes += max(victim.data_bytes - victim.dead_bytes - victim.named_bytes, 0)
+        self._result.moved_bytes += victim.named_bytes
+        self._result.freed_bytes += victim.file_bytes - moved_bytes(self._parts, victim)
+
+    def _would_free_journal(self, victims: Sequence[Victim], sizes: Sequence[dict[str, int]]) -> None:
+        self._count_freed(victims)
+        self._result.journal_files += len(sizes)
+        self._result.moved_bytes += sum(victim.named_bytes for victim in victims)
+        moved = sum(moved_bytes(self._parts, victim) for victim in victims)
+        self._result.freed_bytes += max(sum(sum(some.values()) for some in sizes) - moved, 0)
+
+    def _count_freed(self, victims: Sequence[Victim]) -> None:
+        """What goes with them, by the bucket whose write brought it."""
         for victim in victims:
-            with self._parts.index.keymap.snapshot() as reader:
-                chunks = await anyio.to_thread.run_sync(reader.chunks_in, victim.segment.segment_id)
-            named, gone = await mark.split(chunks)
-            await move_chunks(self._parts, named, self._throttle, meter)
-            self._result.moved_bytes += sum(chunk.stored for chunk in named)
-            victim.dead = gone
-            dead += len(gone)
-        return dead
+            self._result.chunks += victim.dead_chunks
+            for bucket_id, count in victim.dead_by_bucket.items():
+                name = self._names.get(bucket_id, "(deleted bucket)")
+                self._result.buckets[name] = self._result.buckets.get(name, 0) + count
 
     async def _give_up(self, victims: Sequence[Victim], reason: str) -> None:
         self._result.spared += len(victims)
         self._result.reasons.append(reason)
-        await self._spare([victim.segment.segment_id for victim in victims])
+        await self._spare([victim.container for victim in victims])
 
     async def _spare(self, containers: Sequence[int]) -> None:
         if containers:
             await self._parts.index.commit(Spare(list(containers)), ORIGIN)
-
-    def _count(self, victim: Victim) -> None:
-        """What goes with a victim, by the bucket whose write brought it."""
-        self._result.segments += 1
-        self._result.chunks += len(victim.dead)
-        stored = sum(chunk.stored for chunk in victim.dead)
-        for chunk in victim.dead:
-            name = self._names.get(chunk.bucket_id, "(deleted bucket)")
-            self._result.buckets[name] = self._result.buckets.get(name, 0) + chunk.stored
-        data = victim.segment.k * victim.segment.size
-        self._result.orphan_bytes += max(data - stored - victim.named_bytes, 0)
 
     # -- leftovers -------------------------------------------------------------
 
@@ -362,7 +377,7 @@ async def sweep(parts: Parts) -> Swept:
                     sweep_files, reader, node, names, parts.descriptor.store_id, dict(parts.nodes.nodes)
                 )
         except StoreError:
-            if node_id in parts.nodes.nodes and parts.nodes.nodes[node_id] is node:
+            if parts.nodes.nodes.get(node_id) is node:
                 raise
             continue  # it went away meanwhile
         swept.add(found)
@@ -373,18 +388,5 @@ def _is_open(segment: Segment | None) -> bool:
     return segment is not None and segment.state is SegmentState.OPEN
 
 
-def _rounds(victims: Sequence[Victim]) -> list[list[Victim]]:
-    """Victims in groups whose live bytes need little room at a time."""
-    rounds: list[list[Victim]] = []
-    size = ROUND_BYTES
-    for victim in victims:
-        if size + victim.named_bytes > ROUND_BYTES:
-            rounds.append([])
-            size = 0
-        rounds[-1].append(victim)
-        size += victim.named_bytes
-    return rounds
-
-
-def _ago(pin: OldestPin) -> str:
+def _time(pin: OldestPin) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(pin.taken_ns / 10**9))

@@ -35,12 +35,12 @@ async def opened(data: Path) -> AsyncIterator[Store]:
         yield store
 
 
-async def put(store: Store, key: str, content: bytes) -> Version:
+async def put(store: Store, key: str, content: bytes, bucket: str = "bucket") -> Version:
     with store.pins.hold():
         writer = store.open_writer()
         for start in range(0, len(content), 300_000):
             await writer.write(content[start : start + 300_000])
-        result = await store.commit(PutVersion("bucket", key, await writer.finish(), etag="e"), ORIGIN)
+        result = await store.commit(PutVersion(bucket, key, await writer.finish(), etag="e"), ORIGIN)
     assert result.version is not None
     return result.version
 
@@ -51,8 +51,8 @@ async def get(store: Store, key: str) -> bytes:
     return b"".join([bytes(piece) async for piece in store.read(version.manifest)])
 
 
-async def delete(store: Store, key: str) -> None:
-    await store.commit(DeleteKey("bucket", key), ORIGIN)
+async def delete(store: Store, key: str, bucket: str = "bucket") -> None:
+    await store.commit(DeleteKey(bucket, key), ORIGIN)
 
 
 def content_of(seed: int, size: int = 1_500_000) -> bytes:
@@ -70,13 +70,13 @@ async def test_deleting_everything_frees_every_segment(data: Path) -> None:
         for number in range(4):
             await delete(store, f"k{number}")
         before = segment_bytes(data)
-        result = await collect(store._parts)
+        result = await collect(store.parts)
         assert result.freed_bytes > 4 * 1_500_000 * 3 // 2
         assert result.freed_bytes >= before
         assert segment_bytes(data) == 0
         assert list(store.keymap.segments()) == []
         assert await store.fsck() == []
-        again = await collect(store._parts)
+        again = await collect(store.parts)
         assert (again.freed_bytes, again.segments, again.chunks) == (0, 0, 0)
 
 
@@ -86,10 +86,60 @@ async def test_what_is_named_stays_readable(data: Path) -> None:
             await put(store, f"k{number}", content_of(number))
         await delete(store, "k1")
         before = segment_bytes(data)
-        await collect(store._parts)
+        await collect(store.parts)
         assert segment_bytes(data) >= before  # one segment holds all four: gc alone frees nothing
-        await collect(store._parts, compact=True)
+        await collect(store.parts, compact=True)
         assert segment_bytes(data) < before * 0.8
         for number in (0, 2, 3):
             assert await get(store, f"k{number}") == content_of(number)
         assert await store.fsck() == []
+
+
+async def test_small_content_and_the_journal_go_too(data: Path) -> None:
+    small = {f"s{number}": content_of(number, 20_000) for number in range(60)}
+    async with opened(data) as store:
+        empty = node_bytes(data)
+        for key, content in small.items():
+            await put(store, key, content)
+        for number in range(0, 60, 2):
+            await delete(store, f"s{number}")
+        result = await collect(store.parts)
+        assert result.journal_files and result.chunks == 30
+        for number in range(1, 60, 2):
+            assert await get(store, f"s{number}") == small[f"s{number}"]
+        for number in range(1, 60, 2):
+            await delete(store, f"s{number}")
+        await collect(store.parts)
+        assert store.keymap.counters()["chunks"] == 0
+        assert node_bytes(data) < empty + 100_000
+        again = await collect(store.parts)
+        assert (again.freed_bytes, again.chunks) == (0, 0)
+        assert await store.fsck() == []
+    async with opened(data) as store:
+        assert store.keymap.list_objects("bucket").versions == []
+        await put(store, "after", small["s1"])
+        assert await get(store, "after") == small["s1"]
+
+
+async def test_a_dry_run_says_per_bucket_what_would_go_and_changes_nothing(data: Path) -> None:
+    async with opened(data) as store:
+        await store.commit(CreateBucket("other"), ORIGIN)
+        await put(store, "gone", content_of(1))
+        await put(store, "gone", content_of(2), bucket="other")
+        await put(store, "gone too", content_of(3, 1000))
+        for bucket, key in (("bucket", "gone"), ("bucket", "gone too"), ("other", "gone")):
+            await delete(store, key, bucket=bucket)
+        await store.parts.plane.seal()
+        lsn, before = store.keymap.applied_lsn(), node_bytes(data)
+        said = await collect(store.parts, dry_run=True)
+        assert (store.keymap.applied_lsn(), node_bytes(data)) == (lsn, before)
+        assert set(said.buckets) == {"bucket", "other"} and said.buckets["bucket"] > said.buckets["other"] > 1_500_000
+        done = await collect(store.parts)
+        assert done.buckets == said.buckets and done.chunks == said.chunks
+        assert said.freed_bytes == done.freed_bytes
+
+
+def node_bytes(data: Path) -> int:
+    """Of everything on the nodes but their reserve."""
+    files = [path for path in data.glob("nodes/*/**/*") if path.is_file() and path.name != "reserve"]
+    return sum(path.stat().st_size for path in files)
