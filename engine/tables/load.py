@@ -10,6 +10,7 @@ Blocking; one thread at a time. Knows nothing of sockets or of where records com
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable
 from itertools import chain, islice
 
@@ -34,7 +35,7 @@ from engine.tables.rows import (
 )
 from engine.types import Version
 
-ROWS_AT_ONCE = 20_000
+ROWS_AT_ONCE = 10_000
 STATE = "STATE"  # record_type of rows that are no events
 
 # What each name had: History's beginning.
@@ -55,6 +56,7 @@ _SEED_PAST = f"""
 def load(database: Database, reader: KeymapReader, load_tree: LoadTree, fingerprint: str) -> None:
     """Replace everything by the state `reader` shows. `fingerprint` is that of its last record."""
     lsn = reader.applied_lsn()
+    gc.freeze()  # else the collector goes through all that is there again for every few thousand rows
     with database.transaction():
         database.empty()
         loading = _Loading(database, reader, load_tree)

@@ -25,6 +25,8 @@ from engine.types import (
 )
 
 Row = tuple[Any, ...]
+_NO_ATTRIBUTES = Attributes()
+_NO_PAIRS: list[tuple[str, str]] = []  # one for all: most versions have none
 LoadTree = Callable[[TreeEntry], Manifest | None]  # a node of a manifest's tree; None: it cannot be read
 
 
@@ -33,7 +35,7 @@ def microseconds(time_ns: int) -> int:
 
 
 def pairs(mapping: Mapping[str, str]) -> list[tuple[str, str]]:
-    return list(mapping.items())
+    return list(mapping.items()) if mapping else _NO_PAIRS
 
 
 def segment_id_text(segment_id: int) -> str:
@@ -46,7 +48,7 @@ def bucket_row(bucket: Bucket) -> Row:
 
 
 def version_row(version: Version) -> Row:
-    attributes = version.attributes or Attributes()
+    attributes = version.attributes or _NO_ATTRIBUTES
     checksum = version.checksum
     return (
         version.bucket,
