@@ -36,6 +36,7 @@ class RunningStore:
         self.workers = workers
         self.listen = "127.0.0.1:0"
         self.environment: dict[str, str] = {}
+        self.program: list[str | Path] = [OBJFS]
         self.ready_line = ""
         self._server: subprocess.Popen[str] | None = None
         self.objfs("init", *(argument for node in nodes for argument in ("--node", str(node))))
@@ -63,7 +64,7 @@ class RunningStore:
 
     def start(self) -> None:
         """Returns once the server said it is ready; the address stays the same after."""
-        command = [OBJFS, "serve", "--data", self.data, "--listen", self.listen]
+        command = [*self.program, "serve", "--data", self.data, "--listen", self.listen]
         if self.mount:
             command += ["--mount", self.mount]
         if self.workers is not None:
