@@ -200,10 +200,10 @@ class MountDoor:
         """A file descriptor. Raises FileNotFoundError, FileExistsError, Unknown."""
         return int(self._guarded(os.open, name, flags | os.O_CLOEXEC, 0o644, dir_fd=self._descriptor))
 
-    def write(self, descriptor: int, content: bytes, offset: int) -> None:
-        """One write(2). Raises Unknown."""
-        written = self._guarded(os.pwrite, descriptor, content, offset)
-        assert written == len(content), "a write into the mount is whole"
+    def write(self, descriptor: int, content: bytes, offset: int) -> int:
+        """One write(2): how many bytes it took, fewer if the mount dies meanwhile. Raises
+        Unknown."""
+        return int(self._guarded(os.pwrite, descriptor, content, offset))
 
     def sync(self, descriptor: int) -> None:
         self._guarded(os.fsync, descriptor)

@@ -172,8 +172,7 @@ class MountClient(Client):
         written = 0
         try:
             while written < len(content):
-                self._door.write(descriptor, content[written : written + WRITE_BYTES], written)
-                written += WRITE_BYTES
+                written += self._door.write(descriptor, content[written : written + WRITE_BYTES], written)
             self._door.sync(descriptor)
         except Unknown:
             # close() publishes what is there by then.
@@ -197,7 +196,9 @@ class MountClient(Client):
             self.done["unknown"] += 1
             return  # opening changes nothing
         try:
-            self._door.write(descriptor, content, self._door.size(descriptor) if offset is None else offset)
+            start = self._door.size(descriptor) if offset is None else offset
+            written = self._door.write(descriptor, content, start)
+            operation = patch(key, offset, content[:written])
             self._door.sync(descriptor)
         except Unknown:
             self.expectation.unknown(operation)

@@ -58,7 +58,7 @@ def work_at_mount(served: ServedStore, name: str, rng: random.Random, note: Note
     door.open_directory()
     for number, size in enumerate(SIZES * 2):
         descriptor = door.open(str(number), 0o302)  # O_CREAT | O_EXCL | O_RDWR
-        door.write(descriptor, rng.randbytes(size), 0)
+        assert door.write(descriptor, rng.randbytes(size), 0) == size
         door.sync(descriptor)
         note("put", f"{name}/{number}", size)
         door.close_file(descriptor)
