@@ -65,6 +65,11 @@ class CrashSite(StrEnum):
     COLLECTION_MARKED = "the second mark is made, nothing is deleted"
     SEGMENTS_DELETED = "the index has dropped the segments, their files are still there"
     FRAGMENT_DELETED = "one fragment file is deleted"
+    # the tables
+    TABLES_LOADED = "everything is read from the keymap, in a transaction still open"
+    TABLES_WRITTEN = "a batch is written, its transaction still open"
+    TABLES_COMMITTED = "the transaction of a batch is committed, no query is told"
+    TABLES_RECALLED = "older events are read back, in a transaction still open"
     # nodes
     NODE_DESCRIBED = "the empty directory has the node's descriptor, store.json the old place"
     NODE_PLACED = "store.json names the new place, the index does not"

@@ -42,6 +42,7 @@ from engine.changes import (
     Spare,
     Touched,
 )
+from engine.crash_sites import CrashSite, reached
 from engine.interfaces import KeymapReader
 from engine.tables.care_events import care_rows
 from engine.tables.database import Database
@@ -113,6 +114,8 @@ def apply(
         for group in _grouped(sorted(names)):
             state.names(group)
         database.advance(last.lsn, state_lsn, fingerprint(last))
+        reached(CrashSite.TABLES_WRITTEN)
+    reached(CrashSite.TABLES_COMMITTED)
 
 
 def _grouped(names: Sequence[Name]) -> Iterator[list[Name]]:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from itertools import chain, islice
 
 from engine.changes import Record
+from engine.crash_sites import CrashSite, reached
 from engine.interfaces import KeymapReader
 from engine.tables.care_events import care_rows
 from engine.tables.database import Database
@@ -68,6 +69,7 @@ def load(database: Database, reader: KeymapReader, load_tree: LoadTree, fingerpr
         database.execute(_SEED_EVENTS, [lsn])
         database.execute("INSERT INTO journal_buckets SELECT bucket, versioning FROM buckets")
         database.loaded(lsn, fingerprint)
+        reached(CrashSite.TABLES_LOADED)
 
 
 class _Loading:
@@ -142,6 +144,7 @@ def recall(database: Database, records: list[Record]) -> None:
         deriver.write()
         database.insert("store_journal", list(care_rows(records)))
         database.recalled(records[-1].lsn, oldest_lsn)
+        reached(CrashSite.TABLES_RECALLED)
 
 
 def recall_ends(database: Database) -> None:
