@@ -26,7 +26,7 @@ from engine.crash_sites import CrashSite, reached
 from engine.errors import FragmentMissing, StoreError
 from engine.interfaces import KeymapReader, Node
 from engine.placement import choose_spare
-from engine.segments.checking import inspect_file
+from engine.segments.checking import disagreement, inspect_file
 from engine.segments.format import fragment_name
 from engine.segments.rebuild import Rebuild, Target
 from engine.segments.recovery import looks_whole
@@ -168,11 +168,11 @@ class _Repair:
         need = await anyio.to_thread.run_sync(find_need, segment, places, nodes, self._waiting)
         try:
             targets = await anyio.to_thread.run_sync(self._targets, need, places, nodes)
-            whole = await self._rebuild(segment, targets, self._sources(need, places, nodes)) if targets else []
-            moved = {one.index: one.node for one in targets if one.index in whole and not one.in_place}
             # A file that only looked incomplete, or was reported wrongly, is whole as it is.
             fine = [index for index in need.in_place if index not in {one.index for one in targets}]
-            await anyio.to_thread.run_sync(_drop_unfinished, segment, targets, whole)
+            sources = self._sources(need, places, nodes, fine)
+            whole = await self._rebuild(segment, targets, sources) if targets else []
+            moved = {one.index: one.node for one in targets if one.index in whole and not one.in_place}
             if whole or fine:
                 await self._commit(segment, [*whole, *fine], moved, nodes)
         except StoreError as error:
@@ -186,9 +186,12 @@ class _Repair:
         targets: list[Target] = []
         for index in need.in_place:
             node = nodes[segment.node_ids[index]]
-            whole, aside = inspect_file(segment, index, node, store_id)
-            if not whole:
-                targets.append(Target(index, node, aside))
+            state = inspect_file(segment, index, node, store_id)
+            if not state.whole:
+                bad = state.bad_stretches if state.exists else None
+                targets.append(Target(index, node, state.aside, bad_stretches=bad))
+            elif reason := disagreement(segment, index, self._sources(need, places, nodes, [index]), store_id):
+                targets.append(Target(index, node, reason, bad_stretches=1))
         free = _free_bytes(nodes)
         kept = [places[node_id] for index, node_id in enumerate(segment.node_ids) if index not in need.moves]
         for index in need.moves:
@@ -206,23 +209,26 @@ class _Repair:
                 targets.append(Target(index, nodes[chosen.node_id], in_place=False))
         return targets
 
-    def _sources(self, need: Need, places: Mapping[str, NodeEntry], nodes: Mapping[str, Node]) -> dict[int, Node]:
-        """Files that should be whole. What lies on a node that drains is one too."""
+    def _sources(
+        self, need: Need, places: Mapping[str, NodeEntry], nodes: Mapping[str, Node], fine: Sequence[int]
+    ) -> dict[int, Node]:
+        """Files that should be whole, or were found to be (`fine`). What lies on a node that
+        drains is one too."""
         segment = need.segment
         return {
             index: nodes[node_id]
             for index, node_id in enumerate(segment.node_ids)
             if node_id in nodes
-            and index not in segment.fragments_lost
-            and index not in need.in_place
+            and (index in fine or (index not in segment.fragments_lost and index not in need.in_place))
             and node_id in places
             and places[node_id].state in READABLE
         }
 
     async def _rebuild(self, segment: Segment, targets: list[Target], sources: dict[int, Node]) -> list[int]:
-        if len(sources) < segment.k:
+        readable = len(sources) + sum(one.bad_stretches is not None for one in targets)
+        if readable < segment.k:
             raise StoreError(
-                f"segment {segment.segment_id:016x} has {len(sources)} fragments to rebuild from and needs "
+                f"segment {segment.segment_id:016x} has {readable} fragments to rebuild from and needs "
                 f"{segment.k}; bring back its other nodes"
             )
         work = Rebuild(segment, targets, sources, self._parts.descriptor.store_id)
@@ -281,13 +287,6 @@ class _Repair:
         self.result.left.append(reason)
         if segment.segment_id not in self.result.failed:
             self.result.failed.append(segment.segment_id)
-
-
-def _drop_unfinished(segment: Segment, targets: Sequence[Target], whole: Sequence[int]) -> None:
-    """A fragment with holes does not move: its old place may still fill them one day."""
-    for one in targets:
-        if not one.in_place and one.index not in whole:
-            _delete_old(one.node, fragment_name(segment.segment_id, one.index))
 
 
 def _listed(indexes: Sequence[int]) -> str:

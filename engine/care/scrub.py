@@ -173,13 +173,16 @@ class _Scrub:
             await self.note_checked()
 
     async def _read(self, check: SegmentCheck, meter: Meter) -> None:
+        expected = check.segment.size * len(check.segment.node_ids)
         await anyio.to_thread.run_sync(check.begin)
         while not check.done:
             size = check.sweep.next_bytes
             await self.throttle.take(size)
             await anyio.to_thread.run_sync(check.step)
             meter.add(size)
+            expected -= size
         check.finish()
+        meter.add(expected)  # headers, footers, and what is not there to be read
         self.result.checked_bytes += check.sweep.bytes_read
 
     async def note_checked(self) -> None:

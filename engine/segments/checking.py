@@ -165,36 +165,53 @@ def check_frames(
         start += length
 
 
-def inspect_file(segment: Segment, index: int, node: Node, store_id: str) -> tuple[bool, str | None]:
-    """(whether one fragment file is whole; if not, why it has to be set aside). A file that
-    is absent, or was never finished because its node was away, is merely replaced. Reads
-    all of it. Raises NodeUnavailable, UnknownFormat."""
+def disagreement(segment: Segment, index: int, nodes: Mapping[int, Node], store_id: str) -> str | None:
+    """Why one fragment file, though its checksums hold, is not what the others (with it in
+    `nodes`) code to; None if it is. Reads all of them."""
+    check = SegmentCheck(segment, nodes, store_id)
+    check.begin()
+    while not check.done:
+        check.step()
+    return check.damaged.get(index)
+
+
+class FileState(Struct, frozen=True):
+    """One fragment file as found. `aside`: why it has to be kept when it is replaced. One
+    that is absent, or was never finished because its node was away, is merely replaced."""
+
+    whole: bool
+    exists: bool = True
+    aside: str | None = None
+    bad_stretches: int = 0  # stripes, or runs of them, that are not good in it
+
+
+def inspect_file(segment: Segment, index: int, node: Node, store_id: str) -> FileState:
+    """Read all of one file. Raises NodeUnavailable, UnknownFormat."""
     node.check()
     sweep = Sweep(segment, {index: node}, store_id)
     sweep.check_ends()
-    frames, first_bad = 0, None
+    frames, bad = 0, list[SweptStripe]()
     while index in sweep.nodes and not sweep.done:
         for stripe in sweep.next_window():
             if index in stripe.good:
                 frames += stripe.header is not None and stripe.header.kind == FRAMES
             else:
-                first_bad = first_bad or stripe
+                bad.append(stripe)
     if index in sweep.absent:
         raise NodeUnavailable(sweep.absent[index])
     reason = sweep.damaged.get(index)
     if reason is None:
-        return True, None
+        return FileState(whole=True)
     if index not in sweep.nodes:
-        return False, None  # there is no such file
+        return FileState(whole=False, exists=False)
     size = node.size(fragment_name(segment.segment_id, index))
     if (
         size != segment.size
         and sweep.footer is None
         and (size < FILE_HEADER_BYTES or _has_header(segment, index, node))
-    ):
-        torn = first_bad is None or first_bad.end > size or frames == segment.stripes
-        return False, None if torn else reason
-    return False, reason
+    ) and (not bad or bad[0].end > size or frames == segment.stripes):
+        reason = None
+    return FileState(whole=False, aside=reason, bad_stretches=len(bad))
 
 
 def _has_header(segment: Segment, index: int, node: Node) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from msgspec import Struct
 
 from engine.coding import decode
-from engine.errors import FragmentCorrupt, FragmentMissing, StoreError, Unreadable
+from engine.errors import FragmentCorrupt, FragmentMissing, StoreError, UnknownFormat, Unreadable
 from engine.frames import verify_frame
 from engine.interfaces import Node
 from engine.segments.format import (
@@ -111,11 +111,10 @@ def read_stripe(
             continue
         try:
             good[index] = read_fragment(segment, index, offset, length, node).payload
-        except (FragmentCorrupt, FragmentMissing) as error:
-            problems.append(str(error))
-            report_rot(segment.segment_id, index, offset, str(error))
         except StoreError as error:
             problems.append(str(error))
+            if not isinstance(error, UnknownFormat):  # whether it is the file or its node is found out there
+                report_rot(segment.segment_id, index, offset, str(error))
         if len(good) == segment.k:
             return decode(good, segment.k, segment.m, segment.code)
     raise Unreadable(

@@ -52,8 +52,16 @@ class Target(Struct):
     node: Node
     aside: str | None = None
     in_place: bool = True  # it replaces the file its node has, which may still hold good stripes
+    bad_stretches: int | None = None  # of that file (None: there is none)
     holes: int = 0  # stripes that could not be rebuilt and are zeros
     written: int = 0
+
+    @property
+    def better(self) -> bool:
+        """Whether the new file is worth putting in the place of the old one."""
+        if not self.holes:
+            return True
+        return self.in_place and (self.bad_stretches is None or self.holes < self.bad_stretches)
 
 
 class Rebuild:
@@ -110,9 +118,13 @@ class Rebuild:
             self._write(target, buffers[target.index])
 
     def finish(self) -> list[int]:
-        """Put the files in their places. Returns the indexes that are whole now: all that
-        have no holes. Raises FragmentCorrupt if what was written does not read back."""
+        """Put the files in their places, but for those no better than what is there. Returns
+        the indexes that are whole now: all that have no holes. Raises FragmentCorrupt if
+        what was written does not read back."""
         for target in self.targets:
+            if not target.better:
+                _delete_if_there(target.node, self._scratch(target))
+                continue
             scratch, name = self._scratch(target), fragment_name(self.segment.segment_id, target.index)
             self._write(target, [encode_footer(self._footer(target.index))])
             if target.written != self.segment.size:

@@ -142,9 +142,10 @@ def rebuild_fragments(segment: Segment, missing_indexes: Sequence[int], nodes: M
         )
     targets = []
     for index in missing_indexes:
-        whole, aside = inspect_file(segment, index, there[index], store_id)
-        if not whole:
-            targets.append(Target(index, there[index], aside))
+        state = inspect_file(segment, index, there[index], store_id)
+        if not state.whole:
+            bad = state.bad_stretches if state.exists else None
+            targets.append(Target(index, there[index], state.aside, bad_stretches=bad))
     if targets:
         rebuild_now(segment, targets, sources, store_id)
 
