@@ -47,6 +47,7 @@ REPLAY_RECORDS = 500  # of the journal, per feed batch of a subscriber that catc
 SYNC_DELAY_SECONDS = 0.01  # for what nobody waits for
 ROTATE_SECONDS = 1.0  # how long commits are held up at once to close a journal file
 ON_LOOP_BYTES = 256 * 1024  # a larger batch is written in a thread
+ENDED = "the index has ended; its process starts again and recovers from the journal"
 
 logger = logging.getLogger("objfs.index")
 
@@ -347,9 +348,25 @@ class LocalIndex:
 
     async def run(self) -> None:
         """Until cancelled; an error that leaves it ends the index."""
-        async with anyio.create_task_group() as self._tasks:
-            self._tasks.start_soon(self._order)
-            self._tasks.start_soon(self._sync)
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                self._tasks.start_soon(self._order)
+                self._tasks.start_soon(self._sync)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Nobody decides or syncs any more: whoever waits, or asks from now on, is told so.
+        A segment that is being sealed would else wait for ever."""
+        self._ended = True
+        while True:
+            try:
+                waiting = self._receive.receive_nowait()
+            except (anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
+                break
+            waiting.done(None, IndexUnavailable(ENDED))
+        self._stopped = self._stopped or WritesStopped(ENDED)
+        self._wake_durable()
 
     async def _order(self) -> None:
         async for first in self._receive:
@@ -361,7 +378,12 @@ class LocalIndex:
                     break
             with anyio.CancelScope(shield=True):  # never stop between ordering and applying
                 async with self._turn:
-                    await self._commit_batch(batch)
+                    try:
+                        await self._commit_batch(batch)
+                    except BaseException:
+                        for waiting in batch:  # they are answered last, so nobody was yet
+                            waiting.done(None, IndexUnavailable(ENDED))
+                        raise
 
     async def _commit_batch(self, batch: list[_Waiting]) -> None:
         self._db.execute("BEGIN IMMEDIATE")

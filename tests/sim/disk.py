@@ -98,6 +98,7 @@ class SimulatedDisk:
         self.device = SimulatedDisk._devices
         self.dice = dice
         self.capacity = capacity
+        self.reserve = 0
         self.files: dict[str, File] = {}
         self.vanished = False
         self.failing: dict[str, float] = {}  # "read", "write", "sync" → how often it is an I/O error
@@ -147,7 +148,7 @@ class SimulatedDisk:
             file.durable[offset] ^= flip
 
     def used(self) -> int:
-        return sum(len(file.content) for file in self.files.values())
+        return sum(len(file.content) for file in self.files.values()) + self.reserve
 
     def whole(self) -> bool:
         """Whether everything it shows is on the platter too."""
@@ -345,6 +346,18 @@ class SimulatedNode:
     def space(self) -> NodeSpace:
         self._begin("space")
         return NodeSpace(self.disk.capacity, max(self.disk.capacity - self.disk.used(), 0), self.disk.device)
+
+    def reserved(self) -> int:
+        self._begin("reserved")
+        return self.disk.reserve
+
+    def set_reserve(self, count: int) -> None:
+        part = self._begin("set_reserve")
+        if count > self.disk.reserve + max(self.disk.capacity - self.disk.used(), 0):
+            raise NodeFull(f"node {self.path} is full")
+        if part is None or part > 0.5:
+            self.disk.reserve = count
+        self._end(part)
 
     def close(self) -> None:
         """Nothing is held open."""

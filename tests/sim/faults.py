@@ -12,14 +12,23 @@ from collections.abc import Callable
 
 import anyio
 
-from engine.errors import NodeFull, StoreError
-from engine.segments.recovery import _survey, missing_fragments
+from engine.errors import FragmentCorrupt, NodeFull, StoreError
+from engine.segments.format import (
+    FILE_HEADER_BYTES,
+    FOOTER_BYTES,
+    STRIPE_HEADER_BYTES,
+    decode_file_header,
+    decode_footer,
+    decode_stripe_header,
+    fragment_name,
+    verify_payload,
+)
 from engine.store import Store
 from engine.types import NodeState, Segment, SegmentState
 from sim.checks import Violation
 from sim.machine import Machine
 
-HEAL_SECONDS = 300
+HEAL_SECONDS = 1000  # longer than repair waits before it tries again
 
 
 class Faults:
@@ -181,10 +190,29 @@ class Faults:
 
     def _holds(self, store: Store, segment: Segment, node_id: str) -> bool:
         index = segment.node_ids.index(node_id)
-        nodes = store._parts.nodes.nodes
-        if segment.state is SegmentState.OPEN or node_id not in nodes or index in segment.fragments_lost:
+        disk = next(disk for path, disk in self.machine.disks.items() if path == _path(store, node_id))
+        file = disk.files.get(fragment_name(segment.segment_id, index))
+        if segment.state is SegmentState.OPEN or index in segment.fragments_lost or file is None:
             return False
-        if index in missing_fragments(segment, nodes):
-            return False
-        marks, _ = _survey(segment, {index: nodes[node_id]})
-        return len(marks) == segment.stripes and all(index in mark.good for mark in marks)
+        return len(file.content) == segment.size and _verifies(segment, index, bytes(file.content))
+
+
+def _path(store: Store, node_id: str) -> str:
+    return next(place.path for place in store.keymap.nodes() if place.node_id == node_id)
+
+
+def _verifies(segment: Segment, index: int, content: bytes) -> bool:
+    """Whether a sealed fragment file is whole, by its own checksums alone."""
+    try:
+        decode_file_header(content[:FILE_HEADER_BYTES])
+        footer = decode_footer(content[-FOOTER_BYTES:], segment.segment_id, index)
+        offset = FILE_HEADER_BYTES
+        for _ in range(footer.stripes + footer.directory_stripes):
+            header = decode_stripe_header(content[offset : offset + STRIPE_HEADER_BYTES], segment.segment_id, index)
+            start = offset + STRIPE_HEADER_BYTES
+            offset = start + header.fragment_length
+            if not verify_payload(header, content[start:offset]):
+                return False
+    except FragmentCorrupt:
+        return False
+    return offset == len(content) - FOOTER_BYTES

@@ -275,7 +275,7 @@ class InLine:
         future: Future[Any] = Future()
         try:
             future.set_result(func(*args))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whoever asks the future gets it
             future.set_exception(error)
         return future
 

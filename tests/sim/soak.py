@@ -16,7 +16,7 @@ from pathlib import Path
 from sim.world import World, describe, replay_command
 
 STEPS = 60
-WORLD_SECONDS_MAX = 300  # of real time: a world that takes longer hangs
+WORLD_SECONDS_MAX = 40  # of real time: a world that takes longer hangs
 
 
 def play(seed: int, steps: int, *, verbose: bool = False) -> str | None:

@@ -1,0 +1,54 @@
+"""What the worlds found, as the smallest scenario that shows it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import trio
+
+from engine.changes import CreateBucket, Origin, PutVersion
+from engine.errors import StoreError
+from engine.store import Store, init_store, open_store
+
+ORIGIN = Origin(requester="test")
+
+
+async def put(store: Store, key: str, content: bytes) -> None:
+    with store.pins.hold():
+        writer = store.open_writer()
+        await writer.write(content)
+        await store.commit(PutVersion("bucket", key, await writer.finish(), etag="e"), ORIGIN)
+
+
+def test_an_index_that_fails_ends_its_process_though_a_segment_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing seals the open segment, and nobody was left to answer that commit."""
+    init_store(tmp_path / "data")
+    errors: list[BaseException] = []
+
+    async def live() -> None:
+        async with open_store(tmp_path / "data") as store:
+            await store.commit(CreateBucket("bucket"), ORIGIN)
+            await put(store, "key", bytes(range(256)) * 1000)
+
+            async def fail(_: object) -> None:
+                raise MemoryError("on purpose")
+
+            monkeypatch.setattr(store.index, "_commit_batch", fail)
+            with pytest.raises(StoreError, match="the index has ended"):
+                await store.commit(CreateBucket("other"), ORIGIN)
+
+    def run() -> None:
+        try:
+            trio.run(live)
+        except BaseException as error:  # noqa: BLE001  # judged by the thread that waits
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive(), "it hangs"
+    assert len(errors) == 1 and isinstance(errors[0], MemoryError)
