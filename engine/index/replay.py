@@ -90,9 +90,9 @@ def bring_up_to_date(
 
 def _keep(path: Path, nodes: Mapping[str, Node], store_id: str, scan: JournalScan, told: Told) -> OpenedKeymap | None:
     """None when it has to be built again; it is set aside then."""
-    newest = next(iter(list_snapshots(nodes)), 0)
-    if newest and not path.exists():
+    if not path.exists():
         return None
+    newest = next(iter(list_snapshots(nodes)), 0)
     try:
         suspicion = take_suspicion(path)
         db = open_writer(path, store_id)
@@ -123,7 +123,7 @@ def _keep(path: Path, nodes: Mapping[str, Node], store_id: str, scan: JournalSca
         return None
     except BaseException as error:
         _stop(check)
-        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+        if isinstance(error, sqlite3.DatabaseError) and _is_damage(error):
             _give_up(path, db, str(error))
             return None
         db.close()
@@ -133,6 +133,12 @@ def _keep(path: Path, nodes: Mapping[str, Node], store_id: str, scan: JournalSca
         _give_up(path, db, "it is ahead of the journal" if opened is None else "a snapshot is newer")
         return None
     return replace(opened, check=check)
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Other operational errors (locked, no room, I/O) say nothing about the file. One that
+    claims to be read-only has a damaged header: its permissions let it be opened."""
+    return not isinstance(error, sqlite3.OperationalError) or "readonly" in str(error)
 
 
 def _stop(check: KeymapCheck | None) -> None:

@@ -4,6 +4,7 @@ of rebuilding."""
 from __future__ import annotations
 
 import random
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,10 @@ def dump(data: Path) -> dict[str, list[tuple[Any, ...]]]:
         return found
     finally:
         db.close()
+
+
+def forget_index(data: Path) -> None:
+    shutil.rmtree(data / "index")
 
 
 def node_files(data: Path, pattern: str) -> list[Path]:

@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 import pytest
 from crash_in_checkpoint import KILLED
-from index_world import check, dump, fill, fill_with_everything, get, node_files, put
+from index_world import check, dump, fill, fill_with_everything, forget_index, get, node_files, put
 
 from engine import limits
 from engine.care.checkpoint import checkpoint, checkpoint_due, drop_journal_before
@@ -39,10 +39,6 @@ async def until(store: Store, holds: Callable[[dict[str, Any]], bool]) -> None:
     with anyio.fail_after(60):
         while not holds(await store.status()):  # noqa: ASYNC110 - states are looked at, nobody announces them
             await anyio.sleep(0.1)
-
-
-def forget_index(data: Path) -> None:
-    shutil.rmtree(data / "index")
 
 
 async def test_a_checkpoint_starts_the_journal_anew_and_everything_stays(data: Path) -> None:
