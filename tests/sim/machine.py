@@ -33,6 +33,7 @@ from engine.crash_sites import CrashSite
 from engine.journal import log as journal_log
 from sim.disk import ProcessEnded, SimulatedDisk, SimulatedNode
 
+UNWINDING_TURNS_MAX = 20  # of a process in which nothing can run
 EPOCH_NS = 1_700_000_000 * 10**9
 MUTATIONS = frozenset({"create", "append", "sync", "truncate", "delete", "rename", "write_whole", "quarantine"})
 
@@ -102,6 +103,21 @@ class Process:
         self.crash_in = self.crash_at = None
 
 
+def _clock(process: Process) -> trio.testing.MockClock:
+    """Jumps when nothing can run. A dead process has a moment to unwind; what still waits
+    then, in a shielded scope, for something only the living do is dropped."""
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    wait, turns = clock.deadline_to_sleep_time, iter(range(UNWINDING_TURNS_MAX))
+
+    def deadline_to_sleep_time(deadline: float) -> float:
+        if process.ended and next(turns, None) is None:
+            raise ProcessEnded
+        return wait(deadline)
+
+    vars(clock)["deadline_to_sleep_time"] = deadline_to_sleep_time
+    return clock
+
+
 class Machine:
     """`folder` holds DATA and the nodes' directories, in which only descriptors are real."""
 
@@ -160,7 +176,7 @@ class Machine:
         """One process from start to end; False if it was killed. Errors that are not its
         own end come out."""
         self.process = Process(self.dice)
-        clock = trio.testing.MockClock(autojump_threshold=0)
+        clock = _clock(self.process)
         try:
             with self._patched():
                 trio.run(main, clock=clock)

@@ -129,6 +129,7 @@ class World:
         try:
             await store._parts.plane.seal()
         except ENVIRONMENT as error:
+            self.machine.process.go_on()
             self._must_be_excused(error)
 
     def _plan_crash(self) -> None:
@@ -163,6 +164,7 @@ class World:
             try:
                 operation = await prepare(store)
             except ENVIRONMENT as error:
+                self.machine.process.go_on()
                 self.tell(f"  writing: {type(error).__name__}: {error}")
                 self._must_be_excused(error)
                 return
