@@ -62,6 +62,8 @@ class Pins:
         self._lock = threading.Lock()
         self._counts: OrderedDict[int, list[int]] = OrderedDict()  # LSN → [pins, when the first was taken]
         folder = directory / DIRECTORY
+        if not folder.is_dir():
+            folder.unlink(missing_ok=True)  # a file of that name is nobody's
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{os.getpid()}-{secrets.token_hex(4)}.pins"
         # It gets its name only once it is locked: nobody may take it for a dead process's.

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -44,7 +45,7 @@ logger = logging.getLogger("objfs.serve")
 class Announcement(msgspec.Struct, frozen=True):
     """Where the running server is found: DATA/index/server.json."""
 
-    pid: int
+    pid: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
     listen: str
     mount: str | None = None
 

@@ -135,6 +135,10 @@ def _check(db: sqlite3.Connection, path: Path, store_id: str) -> None:
     if not expected <= {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}:
         raise KeymapDamaged(f"{path} lacks a table; it will be rebuilt")
     get_state(db)
+    # A damaged header can make SQLite take the file for read-only; only a write tells.
+    db.execute("BEGIN IMMEDIATE")
+    db.execute("UPDATE meta SET value = value WHERE name = 'format'")
+    db.execute("ROLLBACK")
 
 
 def _reference() -> sqlite3.Connection:
