@@ -18,13 +18,15 @@ import sqlite3
 import sys
 import time
 import types
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import anyio.from_thread
 import anyio.to_thread
+import outcome
 import trio
 import trio.testing
 
@@ -214,6 +216,7 @@ class Machine:
                     if getattr(module, attribute, None) in surroundings:
                         put(module, attribute, surroundings[getattr(module, attribute)])
         put(anyio.to_thread, "run_sync", self._run_in_line)
+        put(anyio.from_thread, "run", self._run_back)
         put(journal_log, "ThreadPoolExecutor", InLine)
         put(sqlite3, "connect", self._connecting(sqlite3.connect))
         put(sys.modules["engine.opening"], "_owner_name", lambda: f"simulated-{self.dice.getrandbits(32):08x}")
@@ -240,6 +243,18 @@ class Machine:
         result = func(*args)
         await self._pause()
         return result
+
+    def _run_back(self, func: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
+        """What a thread asks the event loop to do; here it can yield, but not sleep."""
+        self.process.go_on()
+        work = func(*args)
+        answer: Any = None
+        while True:
+            try:
+                work.send(answer)
+            except StopIteration as end:
+                return end.value
+            answer = outcome.Value(None)
 
     async def _pause(self) -> None:
         """Others may run; as with a thread, cancelling does not end the wait."""
