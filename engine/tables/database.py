@@ -12,12 +12,14 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow
 
 from engine.errors import QueryFailed, StoreInUse
+from engine.file_sums import sum_file, take_sum, write_sum
 from engine.tables import schema, statements
 
 log = logging.getLogger(__name__)
@@ -61,8 +63,9 @@ class Database:
         self._connection = self._open()
 
     def _open(self) -> duckdb.DuckDBPyConnection:
-        """Open the file; one that cannot serve is deleted and made anew."""
+        """Open the file; one that cannot serve is set aside and made anew."""
         try:
+            self._check_sum()
             return self._connect()
         except (duckdb.Error, TablesDamaged, OSError, RuntimeError) as error:
             if "Could not set lock" in str(error):
@@ -70,8 +73,23 @@ class Database:
             if not os.path.exists(self.path):
                 raise
             log.warning("the tables at %s are made anew: %s", self.path, statements.one_line(error))
-            self._delete_files()
+            self._set_aside()
             return self._connect()
+
+    def _check_sum(self) -> None:
+        """Raises TablesDamaged unless the file is the one that was closed. After a crash
+        there is nothing to compare: DuckDB checks what it reads of the file itself."""
+        path = Path(self.path)
+        expected = take_sum(path)
+        if expected is None or not path.exists():
+            return
+        if expected.damaged or path.stat().st_size != expected.size or sum_file(path) != expected:
+            raise TablesDamaged(expected.damaged or "it does not have the checksum it was closed with")
+
+    def _set_aside(self) -> None:
+        for suffix in ("", ".wal"):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(self.path + suffix, f"{self.path}.damaged{suffix}")
 
     def _delete_files(self) -> None:
         for path in (self.path, self.path + ".wal"):
@@ -150,8 +168,14 @@ class Database:
             raise
         self._read_state(self._connection)
 
+    def go_on(self) -> None:
+        """Commit, inside the transaction, what there is and begin another: what DuckDB holds
+        in memory grows with a transaction."""
+        self._connection.execute("COMMIT")
+        self._connection.execute("BEGIN")
+
     def empty(self) -> None:
-        """Forget, inside the transaction, everything. Queries under way see what was."""
+        """Forget, inside the transaction, everything: the tables are at LSN 0 then."""
         self._lay_out(self._connection)
 
     def loaded(self, lsn: int, fingerprint: str) -> None:
@@ -228,7 +252,11 @@ class Database:
         return Cursor(self._connection.cursor())
 
     def close(self) -> None:
+        """What is in the file's WAL goes into the file; then its checksum is left beside it."""
         self._connection.close()
+        path = Path(self.path)
+        if path.exists() and not os.path.exists(self.path + ".wal"):
+            write_sum(path)
 
 
 class Cursor:

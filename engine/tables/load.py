@@ -1,8 +1,8 @@
 """Making the tables from the keymap's state, and reading the events before it back.
 
-load() reads everything from one snapshot, in one transaction: whoever asks meanwhile sees
-what was there before. Rows travel in batches, so memory does not grow with the store.
-recall() then derives the events of records that were applied before: the journal's files
+load() reads everything from one snapshot. Rows travel in batches and transactions of a
+bounded size, so memory does not grow with the store; until the last one the tables are at
+LSN 0, which is to be loaded. recall() then derives the events of records that were applied before: the journal's files
 and the archives hold those of the retention, older ones are gone.
 
 Blocking; one thread at a time. Knows nothing of sockets or of where records come from.
@@ -37,6 +37,7 @@ from engine.tables.rows import (
 from engine.types import Version
 
 ROWS_AT_ONCE = 10_000
+TRANSACTION_ROWS = 250_000
 STATE = "STATE"  # record_type of rows that are no events
 
 # What each name had: History's beginning.
@@ -77,11 +78,16 @@ class _Loading:
         self.database = database
         self.reader = reader
         self.load_tree = load_tree
+        self._inserted = 0  # rows of the transaction
 
     def _insert(self, table: str, rows: Iterable[Row]) -> None:
         waiting = iter(rows)
         while some := list(islice(waiting, ROWS_AT_ONCE)):
             self.database.insert(table, some)
+            self._inserted += len(some)
+            if self._inserted >= TRANSACTION_ROWS:
+                self.database.go_on()
+                self._inserted = 0
 
     def small_tables(self) -> None:
         self._insert("buckets", map(bucket_row, self.reader.buckets()))
@@ -118,7 +124,7 @@ class _Loading:
         for bucket in self.reader.buckets():
             versions = self.reader.all_versions(bucket.name)
             while some := list(islice(versions, ROWS_AT_ONCE)):
-                self.database.insert("versions", list(map(version_row, some)))
+                self._insert("versions", map(version_row, some))
                 self._insert("chunk_references", chain.from_iterable(map(self._references, some)))
 
     def _references(self, version: Version) -> Iterable[Row]:
