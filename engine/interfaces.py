@@ -62,6 +62,8 @@ class Node(Protocol):
     def quarantine(self, name: str, reason: str) -> None: ...  # set aside, kept, with a note
     def write_whole(self, name: str, content: bytes) -> None: ...  # atomic replace, durable on return
     def space(self) -> NodeSpace: ...
+    def reserved(self) -> int: ...  # bytes set aside, taken from space().free; never in list()
+    def set_reserve(self, count: int) -> None: ...  # exactly; more than fits: NodeFull, and it stays as it was
     def close(self) -> None: ...
 
 

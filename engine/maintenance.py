@@ -64,6 +64,7 @@ class Maintenance:
         while True:
             try:
                 await self.watch()
+                await anyio.to_thread.run_sync(self._nodes.reserve.refill)
                 if self._detection_seconds:
                     seconds, self._detection_seconds = self._detection_seconds, 0.0
                     await _note(parts, detection_seconds=seconds)
@@ -74,7 +75,9 @@ class Maintenance:
     async def watch(self) -> None:
         """One round: states follow the nodes."""
         changed = False
-        for place in self._index.keymap.nodes():
+        places = self._index.keymap.nodes()
+        self._nodes.keep_only(places)
+        for place in places:
             problem = await anyio.to_thread.run_sync(self._nodes.probe, place)
             state = self._next_state(place, problem)
             if problem is None:

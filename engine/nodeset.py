@@ -8,11 +8,13 @@ thread; the rest belongs to the event loop's thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from engine.care.reserve import Reserve
 from engine.errors import NodeUnavailable, StoreError
 from engine.interfaces import Node, NodeSpace
+from engine.limits import ROOM_BYTES_MIN
 from engine.nodes.descriptor import StoreDescriptor, read_node_descriptor
 from engine.nodes.directory import DirectoryNode
 from engine.placement import layout_warnings
@@ -26,6 +28,7 @@ class NodeSet:
         self.descriptor = descriptor
         self._opener = opener
         self.nodes: dict[str, Node] = {}
+        self.reserve = Reserve(self.nodes, descriptor.reserve_bytes)
         self.missing: dict[str, str] = {}  # node id → why, as found when the set was opened
         for place in descriptor.nodes:
             problem = self.probe(NodeEntry(place.node_id, place.path, place.domain, generation=place.generation))
@@ -50,6 +53,12 @@ class NodeSet:
         except (StoreError, OSError) as error:
             return str(error)
         return None
+
+    def keep_only(self, places: Sequence[NodeEntry]) -> None:
+        """Let go of nodes that were removed from the store."""
+        known = {place.node_id for place in places}
+        for node_id in [node_id for node_id in self.nodes if node_id not in known]:
+            self._drop(node_id)
 
     def _open(self, place: NodeEntry) -> Node:
         found = read_node_descriptor(Path(place.path), self.descriptor.store_id)
@@ -81,17 +90,18 @@ class NodeSet:
             except StoreError:
                 continue  # a lost node has no room; maintenance reports it
             devices[space.device] = space
+        found = self.reserve.look()
+        room = {found.device[node_id]: max(room - ROOM_BYTES_MIN, 0) for node_id, room in found.room.items()}
         share = self.descriptor.k / (self.descriptor.k + self.descriptor.m)
         total = sum(space.total for space in devices.values())
-        free = sum(space.free for space in devices.values())
-        return int(total * share), int(free * share)
+        return int(total * share), int(sum(room.values()) * share)
 
     def used_bytes(self) -> dict[str, int | None]:
         """Bytes of our files on each node; None where it can't be read. Blocking."""
         used: dict[str, int | None] = {}
         for node_id, node in list(self.nodes.items()):
             try:
-                used[node_id] = sum(node.size(name) for name in node.list(""))
+                used[node_id] = sum(node.size(name) for name in node.list("")) + node.reserved()
             except StoreError:
                 used[node_id] = None
         return used

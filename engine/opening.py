@@ -19,6 +19,7 @@ from enum import Enum
 from pathlib import Path
 
 import anyio
+import msgspec
 
 from engine.care.rot import RotReports
 from engine.changes import OpenSegment, Origin, SealSegment, SetNode
@@ -26,7 +27,8 @@ from engine.coding import check_code
 from engine.errors import IndexUnavailable, StoreError, StoreInUse
 from engine.index.client import open_index_client
 from engine.index.local import LocalIndex, open_local_index
-from engine.index.server import serve_index
+from engine.index.server import SOCKET_NAME, serve_index
+from engine.index.sockets import answers
 from engine.interfaces import Index
 from engine.maintenance import ORIGIN, Maintenance
 from engine.nodes.descriptor import (
@@ -96,9 +98,11 @@ def init_store(
     nodes: list[tuple[str, str]] | None = None,
     root_access_key: str | None = None,
     root_secret_key: str | None = None,
+    reserve_bytes: int | None = None,
 ) -> list[str]:
     """Make a store at DATA over `nodes` (path, domain); default k+m directories under
-    DATA/nodes. Returns warnings about the layout. Raises StoreError if DATA holds a store,
+    DATA/nodes. `reserve_bytes` are kept aside on each (None: engine.care.reserve decides).
+    Returns warnings about the layout. Raises StoreError if DATA holds a store,
     a node path is taken, or the code does not fit the nodes."""
     data = Path(data).absolute()
     check_code(k, m)
@@ -116,7 +120,7 @@ def init_store(
         NodePlace(node_id=f"node{number}", path=path, domain=domain)
         for number, (path, (_, domain)) in enumerate(zip(paths, nodes, strict=True), 1)
     ]
-    descriptor = StoreDescriptor(store_id=store_id, k=k, m=m, nodes=places)
+    descriptor = StoreDescriptor(store_id=store_id, k=k, m=m, nodes=places, reserve_bytes=reserve_bytes)
     for place in places:
         directory = Path(place.path)
         if directory.is_dir() and any(directory.iterdir()):
@@ -129,9 +133,12 @@ def init_store(
         )
     create_store_key(data)
     write_root_keys(data, RootKeys(root_access_key or new_access_key(), root_secret_key or new_secret_key()))
-    write_store_descriptor(data, descriptor)  # last: from here on DATA is a store
     opened = NodeSet(descriptor)
     try:
+        wanted = min(opened.reserve.look().target.values())
+        opened.reserve.refill()
+        # Last: from here on DATA is a store.
+        write_store_descriptor(data, msgspec.structs.replace(descriptor, reserve_bytes=wanted))
         return opened.warnings()
     finally:
         opened.close()
@@ -185,7 +192,8 @@ def owner_lock(data: Path) -> Iterator[bool]:
                 raise
             yield False
         else:
-            yield True
+            # Who removes DATA/lock under an open store lets a second process lock the new file.
+            yield not answers(data / "index" / SOCKET_NAME)
     finally:
         os.close(descriptor)
 
@@ -195,7 +203,12 @@ async def _own(data: Path, descriptor: StoreDescriptor, node_opener: NodeOpener)
     nodes = NodeSet(descriptor, node_opener)
     try:
         async with open_local_index(
-            data / "index", nodes.nodes, store_id=descriptor.store_id, m=descriptor.m, missing=nodes.missing
+            data / "index",
+            nodes.nodes,
+            store_id=descriptor.store_id,
+            m=descriptor.m,
+            missing=nodes.missing,
+            reserve=nodes.reserve,
         ) as index:
             await _register_nodes(index, nodes)
             maintenance = Maintenance(index, nodes)
@@ -258,9 +271,11 @@ async def _join(data: Path, descriptor: StoreDescriptor, node_opener: NodeOpener
 
 
 async def _follow_nodes(index: Index, nodes: NodeSet) -> None:
-    """Open again, once a second, nodes that came back."""
+    """Open, once a second, nodes that came back or were added; let go of removed ones."""
     while True:
-        for place in index.keymap.nodes():
+        places = index.keymap.nodes()
+        nodes.keep_only(places)
+        for place in places:
             await anyio.to_thread.run_sync(nodes.probe, place)
         await anyio.sleep(1.0)
 
@@ -301,6 +316,7 @@ def _open_plane(index: Index, nodes: NodeSet, owner: str, rot: RotReports) -> Se
         healthy=usable,
         report_failure=report_failure,
         report_rot=rot.report,
+        rooms=lambda: nodes.reserve.look().room,
     )
 
 

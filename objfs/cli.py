@@ -57,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_durability(commands)
     _add_collecting(commands)
     _add_indexing(commands)
+    _add_protecting(commands)
     return parser
 
 
@@ -82,6 +83,13 @@ def _add_store_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="PATH[=ZONE/RACK/HOST]",
         help="a directory that holds pieces, best a disk of its own; what fails together has the same ZONE, RACK or "
         "HOST. Give it once per node (default: K+M directories under DATA/nodes)",
+    )
+    init.add_argument(
+        "--reserve",
+        type=_quantity("size"),
+        metavar="SIZE",
+        help="keep so much aside on each node, so that a full one can be emptied again "
+        "(default: 64MiB, but no more than 1%% of the node's share of its device)",
     )
     status = _command(
         commands,
@@ -177,7 +185,7 @@ def _add_people_and_nodes(commands: argparse._SubParsersAction[_Parser]) -> None
     users = _command(user, "list", "users:list_users", "list users", "Lists users, their access and access keys.")
     users.add_argument("--json", action="store_true", help="print a JSON list")
 
-    node = _group(commands, "node", "list and replace nodes", "Nodes are the directories that hold the pieces.")
+    node = _group(commands, "node", "list, add, drain and replace nodes", "Nodes are the directories that hold pieces.")
     nodes = _command(node, "list", "nodes:list_nodes", "list nodes", "Lists nodes, their paths, domains and states.")
     nodes.add_argument("--json", action="store_true", help="print a JSON list")
     replace = _command(
@@ -189,6 +197,59 @@ def _add_people_and_nodes(commands: argparse._SubParsersAction[_Parser]) -> None
     )
     replace.add_argument("node_id", metavar="NODE", help="the node's id, as objfs node list shows it")
     replace.add_argument("--path", metavar="PATH", help="the new directory (default: the node's old path)")
+    _add_node_changes(node)
+
+
+def _add_node_changes(node: argparse._SubParsersAction[_Parser]) -> None:
+    add = _command(
+        node,
+        "add",
+        "nodes:add",
+        "add a node",
+        "Makes an empty directory a node of the store. New content uses it at once; objfs node rebalance moves older "
+        "content there too.",
+    )
+    add.add_argument("path", metavar="PATH[=ZONE/RACK/HOST]", help="the directory, made if missing, and where it is")
+    drain = _command(
+        node,
+        "drain",
+        "nodes:drain",
+        "move everything off a node",
+        "Writes nothing new to the node and copies what it holds elsewhere; then objfs node remove takes it away.",
+    )
+    drain.add_argument("--cancel", action="store_true", help="use the node as before again")
+    remove = _command(
+        node,
+        "remove",
+        "nodes:remove",
+        "take away a node that is drained or lost",
+        "Forgets a node that was drained, or one that is lost for good: what it held is rebuilt elsewhere first.",
+    )
+    domain = _command(
+        node,
+        "set-domain",
+        "nodes:set_domain",
+        "say where a node is",
+        "Sets what fails together with the node, and moves fragments that now are too many in one place.",
+    )
+    for parser in (drain, remove, domain):
+        parser.add_argument("node_id", metavar="NODE", help="the node's id, as objfs node list shows it")
+    domain.add_argument("domain", metavar="ZONE/RACK/HOST", help="where the node is; '' for nowhere in particular")
+    rebalance = _command(
+        node,
+        "rebalance",
+        "nodes:rebalance",
+        "even out what the nodes hold",
+        "Moves fragments from the fullest to the emptiest nodes, and out of places that hold too many of a segment.",
+    )
+    for parser in (drain, remove, domain, rebalance):
+        parser.add_argument(
+            "--limit",
+            type=_quantity("size"),
+            default="100MB",
+            metavar="RATE",
+            help="copy at most so much a second (default %(default)s)",
+        )
 
 
 def _add_durability(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -329,6 +390,58 @@ def _add_indexing(commands: argparse._SubParsersAction[_Parser]) -> None:
         "by itself when the store is opened.",
     )
     rebuild.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def _add_protecting(commands: argparse._SubParsersAction[_Parser]) -> None:
+    scrub = _command(
+        commands,
+        "scrub",
+        "protecting:scrub",
+        "read and check every byte",
+        "Reads every fragment, journal file and snapshot on every node and checks it, down to the SHA-256 of every "
+        "chunk; what was not checked for longest comes first. Damage is told here and repaired by a running server. A "
+        "scrub that was interrupted goes on where it stopped. The exit code is 1 if anything is damaged.",
+    )
+    scrub.add_argument("--all", action="store_true", help="begin anew, even if the last scrub was interrupted")
+    repair = _command(
+        commands,
+        "repair",
+        "protecting:repair",
+        "rebuild what is lost or damaged",
+        "Rebuilds fragments that are damaged, or that lie on nodes that are lost, draining or came back without them; "
+        "what survives the fewest losses comes first. A server does so by itself. The exit code is 1 if something "
+        "stays below full protection.",
+    )
+    repair.add_argument(
+        "--grace",
+        type=_quantity("duration"),
+        default="10m",
+        metavar="TIME",
+        help="leave a node that is lost for less than this its fragments: it may come back (default %(default)s)",
+    )
+    repair.add_argument(
+        "--narrow",
+        action="store_true",
+        help="where too few nodes are left for all fragments of a segment, write it anew over those there are",
+    )
+    for parser in (scrub, repair):
+        parser.add_argument(
+            "--limit",
+            type=_quantity("size"),
+            default="100MB",
+            metavar="RATE",
+            help="read at most so much a second (default %(default)s)",
+        )
+        parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    quarantine = _group(commands, "quarantine", "show what was set aside", "Damaged files are set aside and kept.")
+    listed = _command(
+        quarantine,
+        "list",
+        "protecting:quarantine",
+        "list what was set aside",
+        "Lists damaged files that were set aside: what each was, on which node, since when and why.",
+    )
+    listed.add_argument("--json", action="store_true", help="print a JSON list")
 
 
 def _share(text: str) -> float:

@@ -22,6 +22,7 @@ from engine.types import JournalLocation, NewChunk, SegmentLocation
 
 BATCH_BYTES = 4 * 1024 * 1024
 BATCH_CHUNKS = 1000
+ROOM_BYTES = 4 * BATCH_BYTES  # on every node, before a batch is copied
 ORIGIN = Origin(requester="care")
 
 
@@ -33,8 +34,11 @@ async def move_chunks(parts: Parts, chunks: Sequence[StoredChunk], throttle: Thr
         await throttle.take(sum(chunk.stored for chunk in batch))
         frames = await _read(parts, batch)
         await anyio.to_thread.run_sync(_check, batch, frames)
-        appended = await parts.plane.append(frames)
-        await parts.plane.sync()
+        # Moving makes room in the end, so it may take what is kept aside for that.
+        await anyio.to_thread.run_sync(parts.nodes.reserve.lend, ROOM_BYTES)
+        with parts.plane.from_reserve():
+            appended = await parts.plane.append(frames)
+            await parts.plane.sync()
         moves = [
             NewChunk(chunk.chunk_id, chunk.length, location=parts.plane.relocated(location), scope=chunk.scope)
             for chunk, location in zip(batch, appended, strict=True)

@@ -23,6 +23,7 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from engine import limits
+from engine.care.reserve import LEND_BYTES, Reserve
 from engine.changes import Change, CommitResult, Condemn, Origin, Record, SetNode, Touched
 from engine.crash_sites import CrashSite, reached
 from engine.errors import IndexUnavailable, JournalCorrupt, StoreError, WritesStopped
@@ -31,6 +32,7 @@ from engine.index.feed import FeedHub, without_duplicates
 from engine.index.page import PageWriter
 from engine.index.replay import bring_up_to_date
 from engine.index.replicas import choose_replicas
+from engine.index.room import CommitRoom, riding_bytes
 from engine.interfaces import Confirm, FeedBatch, Node
 from engine.journal.log import JournalLog, ReplicaFailed
 from engine.journal.reading import read_journal_frame
@@ -87,8 +89,10 @@ class LocalIndex:
         last_epoch: int,
         end_lsn: int,
         last_time_ns: int,
+        commit_room: CommitRoom | None = None,
     ) -> None:
         self.keymap = keymap
+        self._commit_room = commit_room
         self._path = path
         self._db = db
         self._page = page
@@ -321,7 +325,9 @@ class LocalIndex:
         places = self.keymap.nodes()
         if not places:  # a store being made: nothing is registered yet
             places = [NodeEntry(node_id, "") for node_id in sorted(self._nodes)]
-        return choose_replicas(places, self._nodes, count, excluded, self._log.epoch)
+        short = self._commit_room.short if self._commit_room is not None else set()
+        roomy = choose_replicas(places, self._nodes, count, excluded | short, self._log.epoch)
+        return roomy if len(roomy) == count else choose_replicas(places, self._nodes, count, excluded, self._log.epoch)
 
     async def _read_back(self, from_lsn: int) -> list[Record] | None:
         """None if the journal does not go back that far, or not any more."""
@@ -385,7 +391,19 @@ class LocalIndex:
                             waiting.done(None, IndexUnavailable(ENDED))
                         raise
 
+    async def _look_for_room(self, batch: list[_Waiting]) -> None:
+        """The journal leaves nodes that are full while others are not."""
+        room = self._commit_room
+        if room is None or not room.is_due(len(batch), sum(riding_bytes(waiting.change) for waiting in batch)):
+            return
+        healthy = self._healthy()
+        await anyio.to_thread.run_sync(room.look, healthy)
+        short = room.short.intersection(self._log.members)
+        if short and len(healthy - room.short) >= self._copies and self._durable_lsn == self._log.end_lsn:
+            self._log.retire()
+
     async def _commit_batch(self, batch: list[_Waiting]) -> None:
+        await self._look_for_room(batch)
         self._db.execute("BEGIN IMMEDIATE")
         raws: list[RawRecord] = []
         records: list[Record] = []
@@ -442,6 +460,8 @@ class LocalIndex:
         if answered is not None:
             waiting.result, waiting.lsn = answered, answered.lsn
             return
+        if self._commit_room is not None:
+            self._commit_room.refuse(waiting.change)
         time_ns = max(time.time_ns(), self._last_time_ns + 1)
         decision = decide(self._db, waiting.change, lsn=lsn, time_ns=time_ns, origin=origin)
         if origin.request_id:
@@ -462,6 +482,8 @@ class LocalIndex:
         except ReplicaFailed as failed:
             if failed.node_id:
                 logger.warning("%s; a new epoch takes over", failed)
+                if self._commit_room is not None:  # it may have been the last of its disk's room
+                    await anyio.to_thread.run_sync(self._commit_room.look, self._healthy())
             locations = await anyio.to_thread.run_sync(self._log.take_over, failed.node_id)
             move_riding(self._db, locations)
             self._taken_over = True
@@ -546,12 +568,21 @@ async def _nothing() -> None:
 
 @asynccontextmanager
 async def open_local_index(
-    directory: Path, nodes: Mapping[str, Node], *, store_id: str, m: int, missing: Mapping[str, str]
+    directory: Path,
+    nodes: Mapping[str, Node],
+    *,
+    store_id: str,
+    m: int,
+    missing: Mapping[str, str],
+    reserve: Reserve | None = None,
 ) -> AsyncIterator[LocalIndex]:
     """Recover the journal from `nodes`, bring the keymap in `directory` up to date with it
     and serve commits. `missing` names the store's nodes that are not in `nodes`, with
-    reasons. Raises NodeUnavailable, JournalCorrupt, UnknownFormat, WrongStore."""
+    reasons. With a `reserve`, content is refused before the disks are full. Raises
+    NodeUnavailable, JournalCorrupt, UnknownFormat, WrongStore."""
     directory.mkdir(parents=True, exist_ok=True)
+    if reserve is not None:  # a full disk must not keep the store from opening
+        await anyio.to_thread.run_sync(reserve.lend, LEND_BYTES)
     opened = await anyio.to_thread.run_sync(
         lambda: bring_up_to_date(directory / "keymap.sqlite", dict(nodes), store_id, m, missing)
     )
@@ -567,6 +598,7 @@ async def open_local_index(
         last_epoch=opened.last_epoch,
         end_lsn=opened.end_lsn,
         last_time_ns=opened.last_time_ns,
+        commit_room=None if reserve is None else CommitRoom(reserve, directory, m + 1),
     )
     index.distrust(opened.nodes_behind)
     async with anyio.create_task_group() as tasks:

@@ -27,13 +27,15 @@ class NodePlace(Struct, frozen=True, kw_only=True):
 
 
 class StoreDescriptor(Struct, frozen=True, kw_only=True):
-    """`k`, `m` and `code` are the default for new segments; each segment names its own."""
+    """`k`, `m` and `code` are the default for new segments; each segment names its own.
+    `reserve_bytes` is kept aside on each node (None: engine.care.reserve decides)."""
 
     store_id: str
     k: int
     m: int
     code: str = "isa_l_rs_cauchy"
     nodes: list[NodePlace] = []
+    reserve_bytes: int | None = None
     format: int = FORMAT
 
 

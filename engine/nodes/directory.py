@@ -25,6 +25,8 @@ from engine.errors import FragmentCorrupt, FragmentMissing, NodeFull, NodeUnavai
 from engine.interfaces import Buffer, NodeSpace
 from engine.nodes.descriptor import NODE_DESCRIPTOR_NAME, read_node_descriptor
 
+RESERVE_NAME = "reserve"  # its size is what it is for
+OWN_NAMES = (NODE_DESCRIPTOR_NAME, RESERVE_NAME)  # not files of the store
 OPEN_FILES_MAX = 128  # file descriptors kept per node and process
 IOV_MAX = 1024  # Linux: buffers per writev
 _NOT_WARM = frozenset({errno.EAGAIN, errno.EOPNOTSUPP})  # some filesystems know no RWF_NOWAIT
@@ -168,7 +170,7 @@ class DirectoryNode:
             for file in sorted(files):
                 name = file if relative == "." else f"{relative}/{file}"
                 # A name that starts with a dot is a write_whole() that never finished.
-                if name.startswith(prefix) and not file.startswith(".") and name != NODE_DESCRIPTOR_NAME:
+                if name.startswith(prefix) and not file.startswith(".") and name not in OWN_NAMES:
                     yield name
 
     # -- whole files -----------------------------------------------------------
@@ -211,6 +213,31 @@ class DirectoryNode:
             found = os.statvfs(self._root)
             device = os.stat(self._root).st_dev
         return NodeSpace(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, device)
+
+    def reserved(self) -> int:
+        self.check()
+        with self._errors(RESERVE_NAME):
+            try:
+                return os.stat(self._locate(RESERVE_NAME)).st_size
+            except FileNotFoundError:
+                return 0
+
+    def set_reserve(self, count: int) -> None:
+        self.check()
+        with self._errors(RESERVE_NAME):
+            descriptor = os.open(self._locate(RESERVE_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                held = os.fstat(descriptor).st_size
+                if count > held:
+                    try:
+                        os.posix_fallocate(descriptor, held, count - held)
+                    except OSError:
+                        os.ftruncate(descriptor, held)  # the part that did fit
+                        raise
+                else:
+                    os.ftruncate(descriptor, count)
+            finally:
+                os.close(descriptor)
 
     def close(self) -> None:
         with self._lock:

@@ -26,6 +26,7 @@ class MemoryNode:
         self.vanished = False
         self.files: dict[str, bytearray] = {}
         self.synced: dict[str, bytes] = {}  # what would survive a power loss
+        self._reserve_bytes = 0
         self._failed: set[str] = set()
         self._fail_next_sync: str | None = None
         self._lock = threading.RLock()
@@ -151,6 +152,17 @@ class MemoryNode:
             self.check()
             return NodeSpace(self.capacity, self.capacity - self._used(), self.device)
 
+    def reserved(self) -> int:
+        with self._lock:
+            self.check()
+            return self._reserve_bytes
+
+    def set_reserve(self, count: int) -> None:
+        with self._lock:
+            self.check()
+            self._reserve(count - self._reserve_bytes)
+            self._reserve_bytes = count
+
     def close(self) -> None:
         """Nothing is held open."""
 
@@ -166,7 +178,7 @@ class MemoryNode:
             raise NodeUnavailable(f"{self.path}/{name} failed to sync")
 
     def _used(self) -> int:
-        return sum(map(len, self.files.values()))
+        return sum(map(len, self.files.values())) + self._reserve_bytes
 
     def _reserve(self, length: int) -> None:
         if length > 0 and self._used() + length > self.capacity:

@@ -15,7 +15,9 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import anyio
@@ -27,6 +29,7 @@ from engine.coding import DEFAULT_CODE, check_code
 from engine.crash_sites import CrashSite, reached
 from engine.errors import FragmentCorrupt, NodeFull, NodeUnavailable, StoreError, Unreadable, WritesStopped, WrongStore
 from engine.interfaces import Node
+from engine.limits import ROOM_BYTES_MIN
 from engine.placement import choose_nodes
 from engine.segments.reader import read_frames, read_warm_frames
 from engine.segments.writer import FragmentsFailed, PendingStripe, SegmentWriter
@@ -36,9 +39,11 @@ UNSYNCED_BYTES_MAX = 64 * 1024**2  # kept in memory for writing again; more forc
 RELOCATIONS_MAX = 1_000_000  # older ones are refused, not forgotten silently
 ROUNDS_MAX = 16  # failing segments in one sync before it gives up
 DISTRUST_SECONDS = 30.0  # a node that failed is not chosen, unless the index lost and healed it since
-ROOM_BYTES_MIN = 4 * 1024**2  # a node with less free is full: no new segment starts there
+ROOM_LOOK_BYTES = 4 * 1024**2  # appended between two looks at what room there is
 ON_LOOP_BYTES = 32 * 1024  # appends and warm reads up to this cost less than a hop to a thread
 SYNC_THREADS_MAX = 64
+
+_from_reserve: ContextVar[bool] = ContextVar("from_reserve", default=False)
 
 logger = logging.getLogger("objfs.segments")
 
@@ -50,7 +55,8 @@ class _Distrust(NamedTuple):
 
 class SegmentPlane:
     """`announce` commits durably; `healthy` lists the nodes the index holds for healthy;
-    `report_failure` tells it of one that is not; `nodes` may change under us."""
+    `report_failure` tells it of one that is not; `nodes` may change under us. `rooms` says
+    what ordinary content may take on each node (none given: all that is free)."""
 
     def __init__(
         self,
@@ -63,6 +69,7 @@ class SegmentPlane:
         healthy: Callable[[], Sequence[NodeEntry]],
         report_failure: Callable[[str, str], Awaitable[None]],
         report_rot: Callable[[int, int, int, str], None] | None = None,
+        rooms: Callable[[], Mapping[str, int]] | None = None,
         owner: str = "",
         writer_epoch: int = 0,
         store_id: str = "",
@@ -75,6 +82,8 @@ class SegmentPlane:
         self._healthy = healthy
         self._report_failure = report_failure
         self._report_rot = report_rot or _log_rot
+        self._rooms = rooms
+        self._unlooked_bytes = ROOM_LOOK_BYTES  # appended since room was looked for
         self._owner, self._writer_epoch, self._store_id = owner, writer_epoch, store_id
         self._writing = anyio.Lock()
         self._syncing = anyio.Lock()
@@ -97,6 +106,7 @@ class SegmentPlane:
             return []
         stripes = [PendingStripe(group) for group in pack(frames)]
         total = sum(map(len, frames))
+        await self._find_room(total)
         while True:
             if self._unsynced_bytes() + total > UNSYNCED_BYTES_MAX and self._unsynced_bytes():
                 await self.sync()
@@ -111,6 +121,30 @@ class SegmentPlane:
                 self._appended += 1
                 self._last_append = time.monotonic()
                 return [location for stripe in stripes for location in stripe.locations]
+
+    @contextmanager
+    def from_reserve(self) -> Iterator[None]:
+        """What this task appends meanwhile may take what is kept aside."""
+        token = _from_reserve.set(True)
+        try:
+            yield
+        finally:
+            _from_reserve.reset(token)
+
+    async def _find_room(self, count: int) -> None:
+        """Raises NodeFull when ordinary content would eat into the reserve. An open segment
+        with some such nodes is sealed: another one begins on the others."""
+        self._unlooked_bytes += count
+        if self._rooms is None or _from_reserve.get() or self._unlooked_bytes < ROOM_LOOK_BYTES:
+            return
+        rooms = await anyio.to_thread.run_sync(self._rooms)
+        places = [place.node_id for place in self._healthy() if place.node_id in self._nodes]
+        short = {node_id for node_id in places if rooms.get(node_id, 0) < ROOM_BYTES_MIN}
+        if len(places) - len(short) < self._m + 1 <= len(places):
+            raise NodeFull(f"nodes {', '.join(sorted(short))} are full; delete something or add nodes")
+        self._unlooked_bytes = 0
+        if self._writer is not None and short.intersection(self._writer.segment.node_ids):
+            await self.seal()
 
     async def _write(self, stripes: Sequence[PendingStripe], *, on_loop: bool) -> None:
         """Append to the open segment, or leave stripes homeless. `_writing` is held."""
@@ -286,10 +320,21 @@ class SegmentPlane:
             for node_id, distrust in self._distrusted.items()
             if node_id in names and distrust.until > now
         }
-        full = [node_id for node_id, distrust in self._distrusted.items() if distrust.full]
-        trusted = [place for place in listed if place.node_id not in self._distrusted]
+        lenient = _from_reserve.get()
+        full = [node_id for node_id, distrust in self._distrusted.items() if distrust.full and not lenient]
+        trusted = [
+            place
+            for place in listed
+            if place.node_id not in self._distrusted or (lenient and self._distrusted[place.node_id].full)
+        ]
         usable: list[NodeEntry] = []
         found = await anyio.to_thread.run_sync(_free_bytes, [self._nodes[place.node_id] for place in trusted])
+        if self._rooms is not None and not lenient:
+            rooms = await anyio.to_thread.run_sync(self._rooms)
+            found = [
+                min(free, rooms.get(place.node_id, free)) if isinstance(free, int) else free
+                for place, free in zip(trusted, found, strict=True)
+            ]
         for place, free in zip(trusted, found, strict=True):
             if isinstance(free, StoreError):
                 await self._report_failure(place.node_id, str(free))

@@ -26,7 +26,13 @@ def init(arguments: argparse.Namespace) -> int:
         raise CommandFailed(f"--code {k}+{m} needs {k + m} nodes and {len(nodes)} are given; add --node PATH")
     access_key, secret_key = root_keys()
     warnings = init_store(
-        data, k=k, m=m, nodes=nodes, root_access_key=access_key or None, root_secret_key=secret_key or None
+        data,
+        k=k,
+        m=m,
+        nodes=nodes,
+        root_access_key=access_key or None,
+        root_secret_key=secret_key or None,
+        reserve_bytes=arguments.reserve,
     )
     for warning in warnings:
         print(f"objfs: note: {warning}", file=sys.stderr)
