@@ -67,6 +67,16 @@ def choose_spare(
     return min(spares, key=rank)
 
 
+def spare_keeps_rule(kept: Sequence[NodeEntry], spare: NodeEntry, nodes: Sequence[NodeEntry], m: int) -> bool:
+    """Whether one more fragment on `spare`, beside those on `kept`, breaks no limit that
+    the layout of `nodes` can keep."""
+    levels = _separable_levels(nodes, len(kept) + 1, m)
+    counts: Counter[_Domain] = Counter()
+    for node in kept:
+        counts.update(_domains(node))
+    return all(counts[domain] < m for domain in _domains(spare, levels))
+
+
 def crowded(places: Sequence[NodeEntry], nodes: Sequence[NodeEntry], m: int) -> list[int]:
     """Positions of the fragments in `places` by which a domain holds more than m of them,
     though the layout of `nodes` could separate them."""

@@ -133,7 +133,7 @@ async def repair(
     with parts.index.keymap.snapshot() as keymap:
         plan = await anyio.to_thread.run_sync(make_plan, keymap, dict(parts.nodes.nodes), grace_seconds)
     needs = [need for need in plan.needs if need.segment.segment_id not in skip]
-    work = _Repair(parts, Throttle(bytes_per_second), Meter("repair", _estimate(needs), report), plan.waiting)
+    work = FragmentWork(parts, Throttle(bytes_per_second), Meter("repair", _estimate(needs), report), plan.waiting)
     started = time.monotonic()
     for need in needs:
         async with care_lock(parts.data, "repair"):
@@ -149,7 +149,9 @@ def _estimate(needs: Sequence[Need]) -> int:
     return sum(need.segment.size * (need.segment.k + len(need.in_place) + len(need.moves)) for need in needs)
 
 
-class _Repair:
+class FragmentWork:
+    """Writing fragments anew, segment by segment; the care lock is held around each."""
+
     def __init__(self, parts: Parts, throttle: Throttle, meter: Meter, waiting: Sequence[str]) -> None:
         self.result = RepairResult()
         self.meter = meter
@@ -179,6 +181,21 @@ class _Repair:
             self._leave(segment, str(error))
             return
         self._tell_left(segment, need, targets, whole)
+
+    async def move(self, segment_id: int, index: int, node_id: str) -> bool:
+        """Move one fragment to a node that has none of the segment. The care lock is held.
+        False if that is not so any more. Raises what reading and writing raise."""
+        parts = self._parts
+        segment = parts.index.keymap.segment(segment_id)
+        nodes = dict(parts.nodes.nodes)
+        if segment is None or node_id in segment.node_ids or node_id not in nodes:
+            return False
+        places = {place.node_id: place for place in parts.index.keymap.nodes()}
+        target = Target(index, nodes[node_id], in_place=False)
+        whole = await self._rebuild(segment, [target], self._sources(Need(segment, 0), places, nodes, []))
+        if whole:
+            await self._commit(segment, whole, {index: target.node}, nodes)
+        return bool(whole)
 
     def _targets(self, need: Need, places: Mapping[str, NodeEntry], nodes: Mapping[str, Node]) -> list[Target]:
         """Where fragments will be written. Blocking: reads the files they replace."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 
-from engine.types import NodeEntry, NodeState, Segment
+from engine.errors import StoreError
+from engine.interfaces import KeymapReader
+from engine.types import ChunkEntry, Entry, Manifest, NodeEntry, NodeState, Segment, SliceEntry, Version
 
 HOLDING = (NodeState.HEALTHY, NodeState.DRAINING)  # fragments on nodes in these states count
 
@@ -32,3 +34,39 @@ def protection(segments: Iterable[Segment], places: Iterable[NodeEntry]) -> dict
         if left < segment.m:
             counts[left] = counts.get(left, 0) + max(segment.stripes, 1)
     return dict(sorted(counts.items()))
+
+
+Expand = Callable[[Manifest], AsyncIterator[Entry]]
+
+
+async def versions_naming(
+    keymap: KeymapReader, expand: Expand, chunk_ids: Collection[bytes], limit: int
+) -> list[Version]:
+    """Versions whose content lies in one of these chunks, at most `limit`. Looks at every
+    version: for when there is something to say. A version whose manifest can't be read
+    itself counts: it is a chunk of these, or as unreadable."""
+    found: list[Version] = []
+    for bucket in keymap.buckets():
+        key, version_id = "", ""
+        while True:
+            page = keymap.list_versions(bucket.name, key_marker=key, version_id_marker=version_id)
+            for listed in page.versions:
+                version = keymap.version(bucket.name, listed.key, listed.version_id)
+                if version is not None and await _names(version, expand, chunk_ids):
+                    found.append(version)
+                    if len(found) == limit:
+                        return found
+            if page.next_key is None:
+                break
+            key, version_id = page.next_key, page.next_version_id or ""
+    return found
+
+
+async def _names(version: Version, expand: Expand, chunk_ids: Collection[bytes]) -> bool:
+    try:
+        async for entry in expand(version.manifest):
+            if isinstance(entry, ChunkEntry | SliceEntry) and entry.chunk_id in chunk_ids:
+                return True
+    except StoreError:
+        return True
+    return False
