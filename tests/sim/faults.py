@@ -93,11 +93,12 @@ class Faults:
         path = self.dice.choice(waiting)
         state = self.suspects[path]
         self._mend(path)
-        self.suspects[path] = "back"
-        if state == "rotten" or (state == "gone" and self.dice.random() < 0.4):
-            return await self._replace(store, path)
+        if state in ("rotten", "stale", "empty") or (state == "gone" and self.dice.random() < 0.4):
+            await self._replace(store, path)
+            return f"{path[-1]} is replaced by an empty disk"
         if state == "gone":
             self.machine.come_back(path)
+        self.suspects[path] = "back"
         return f"{path[-1]} is no longer {state}"
 
     def _mend(self, path: str) -> None:
@@ -105,18 +106,23 @@ class Faults:
         if disk is not None:  # else it is empty and nobody looked at it yet
             disk.failing, disk.capacity = {}, self.machine.capacity
 
-    async def _replace(self, store: Store, path: str) -> str:
-        """An empty disk takes the node's place."""
+    async def _replace(self, store: Store, path: str) -> None:
+        """An empty disk takes the node's place. Any part of it may be the last of a process."""
         self.images.pop(path, None)
-        if not self.machine.disks[path].vanished:
+        if self.suspects[path] not in ("gone", "empty"):
             self.machine.vanish(path)
+            self.suspects[path] = "gone"
         await anyio.sleep(2.5)  # until it is found to be lost
-        self.machine.come_back_empty(path)
         place = next(place for place in store.keymap.nodes() if place.path == path)
+        if self.suspects[path] == "empty" and place.state is not NodeState.LOST:
+            self.suspects[path] = "back"  # an earlier attempt got further than it could tell
+            return
+        self.machine.come_back_empty(path)
+        self.suspects[path] = "empty"
         if place.state is not NodeState.LOST:
             raise Violation(f"node {place.node_id} was away for 2.5 s and is {place.state}")
         await store.replace_node(place.node_id)
-        return f"{path[-1]} is replaced by an empty disk"
+        self.suspects[path] = "back"
 
     # -- between processes -----------------------------------------------------------------
 
@@ -149,15 +155,14 @@ class Faults:
             self._mend(path)
             if state == "gone":
                 self.machine.come_back(path)
-            if state == "gone" or state == "full" or state == "failing":
+            if state in ("gone", "full", "failing"):
                 self.suspects[path] = "back"
 
     async def heal_all(self, store: Store) -> None:
         """Every node becomes whole by itself, or once its rotten disk is replaced."""
         for path, state in sorted(self.suspects.items()):
-            if state in ("rotten", "stale"):
+            if state in ("rotten", "stale", "empty"):
                 await self._replace(store, path)
-                self.suspects[path] = "back"
         await store._parts.plane.seal()
         for _ in range(HEAL_SECONDS):
             await self.note_clean(store)
@@ -180,7 +185,7 @@ class Faults:
     def _is_whole(self, store: Store, path: str) -> bool:
         place = next(place for place in store.keymap.nodes() if place.path == path)
         disk = self.machine.disks.get(path)
-        if disk is None or place.state is not NodeState.HEALTHY or any(file.doomed for file in disk.files.values()):
+        if disk is None or place.state is not NodeState.HEALTHY:
             return False
         return all(
             self._holds(store, segment, place.node_id)
@@ -192,7 +197,7 @@ class Faults:
         index = segment.node_ids.index(node_id)
         disk = next(disk for path, disk in self.machine.disks.items() if path == _path(store, node_id))
         file = disk.files.get(fragment_name(segment.segment_id, index))
-        if segment.state is SegmentState.OPEN or index in segment.fragments_lost or file is None:
+        if segment.state is SegmentState.OPEN or index in segment.fragments_lost or file is None or file.doomed:
             return False
         return len(file.content) == segment.size and _verifies(segment, index, bytes(file.content))
 

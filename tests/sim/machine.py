@@ -156,9 +156,10 @@ class Machine:
         self.disks[path].vanished = False
 
     def come_back_empty(self, path: str) -> None:
-        shutil.rmtree(f"{path}.away")
+        for old in (path, f"{path}.away"):
+            shutil.rmtree(old, ignore_errors=True)
         os.mkdir(path)
-        del self.disks[path]
+        self.disks.pop(path, None)
 
     def power_cut(self) -> None:
         for _, disk in sorted(self.disks.items()):

@@ -251,6 +251,8 @@ class World:
     async def _settle_doubts(self, store: Store) -> None:
         """After opening: which of the unsynced and unanswered changes are there?"""
         end = store.keymap.applied_lsn()
+        self.volatile += [operation for operation in self.doubtful if operation.result is not None]
+        self.doubtful = [operation for operation in self.doubtful if operation.result is None]
         lost: list[Operation] = []
         kept: list[Operation] = []
         for operation in self.volatile:
