@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import anyio.to_thread
 
+from engine.care.survival import HOLDING, protection
 from engine.opening import Parts
-from engine.types import NodeEntry, NodeState
+from engine.quarantine import count_quarantined
+from engine.types import NodeEntry, Segment, SegmentState
 
 
 async def collect_status(parts: Parts) -> dict[str, Any]:
@@ -17,12 +20,16 @@ async def collect_status(parts: Parts) -> dict[str, Any]:
     counters = keymap.counters()
     places = {place.node_id: place for place in keymap.nodes()}
     stored_on_nodes = await anyio.to_thread.run_sync(parts.nodes.used_bytes)
-    total, free = parts.nodes.space()
+    total, free = await anyio.to_thread.run_sync(parts.nodes.space)
+    reserved = sum((await anyio.to_thread.run_sync(parts.nodes.reserve.look)).held.values())
     logical = counters.get("logical_bytes", 0)
     unique = counters.get("chunk_bytes", 0)
     frames = counters.get("stored_bytes", 0)
     applied, durable = keymap.applied_lsn(), parts.index.durable_lsn()
-    under = await under_redundancy(parts)
+    segments = list(keymap.segments())
+    below = protection(segments, places.values())
+    under = sum(below.values()) + await parts.journal_under_redundancy()
+    quarantined = await anyio.to_thread.run_sync(count_quarantined, dict(parts.nodes.nodes))
     return {
         "store_id": parts.descriptor.store_id,
         "code": f"{parts.descriptor.k}+{parts.descriptor.m}",
@@ -39,8 +46,11 @@ async def collect_status(parts: Parts) -> dict[str, Any]:
         ],
         "warnings": parts.nodes.warnings(),
         "under_redundancy": under,
+        "protection": {str(left): stripes for left, stripes in below.items()},
+        "scrub": _scrubbed(segments),
+        "quarantined": quarantined,
         "space": {"content_total": total, "content_free": free},
-        "reserved": 0,
+        "reserved": reserved,
         "objects": counters.get("objects", 0),
         "versions": counters.get("versions", 0),
         "logical_bytes": logical,
@@ -57,19 +67,22 @@ async def collect_status(parts: Parts) -> dict[str, Any]:
 
 
 async def under_redundancy(parts: Parts) -> int:
-    """Stripes with a fragment on a node that is not healthy (or known not whole), plus
-    journal records on fewer than m+1 available replicas."""
-    healthy = {place.node_id for place in parts.index.keymap.nodes() if place.state is NodeState.HEALTHY}
-    stripes = sum(
-        max(segment.stripes, 1)
-        for segment in parts.index.keymap.segments()
-        if segment.fragments_lost or not healthy.issuperset(segment.node_ids)
-    )
-    return stripes + await parts.journal_under_redundancy()
+    """Stripes below full protection, plus journal records, snapshots and archives on fewer
+    than m+1 available nodes."""
+    keymap = parts.index.keymap
+    return sum(protection(keymap.segments(), keymap.nodes()).values()) + await parts.journal_under_redundancy()
+
+
+def _scrubbed(segments: Sequence[Segment]) -> dict[str, int | None]:
+    """How long ago what was not checked for longest was checked. What was never checked is
+    counted apart."""
+    times = [one.scrubbed_ns for one in segments if one.state is SegmentState.SEALED]
+    checked = [time_ns for time_ns in times if time_ns]
+    return {"oldest_checked_ns": min(checked, default=None), "unchecked_segments": len(times) - len(checked)}
 
 
 def _health(places: list[NodeEntry], under: int, m: int) -> str:
-    lost = sum(1 for place in places if place.state is not NodeState.HEALTHY)
+    lost = sum(1 for place in places if place.state not in HOLDING)
     if lost > m:
         return "critical"
     return "degraded" if lost or under else "healthy"
