@@ -110,8 +110,8 @@ class Maintenance:
     async def seal_orphans(self, *, owner: str | None = None) -> None:
         """Cut the torn tail of every open segment (of `owner`, or of all) and seal it."""
         async with self._sealing:
-            for segment in list(self._index.keymap.segments()):
-                if segment.state is SegmentState.OPEN and owner in (None, segment.owner):
+            for segment in self._index.keymap.open_segments():
+                if owner in (None, segment.owner):
                     sealed = await anyio.to_thread.run_sync(recover_segment, segment, self._nodes.nodes)
                     await self._index.commit(sealed, ORIGIN)
 

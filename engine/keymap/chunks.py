@@ -200,8 +200,8 @@ def apply_moves(state: State, change: MoveChunks) -> None:
 
 def _write_segment(state: State, segment: Segment) -> None:
     state.db.execute(
-        "INSERT INTO segments VALUES (?, ?) ON CONFLICT DO UPDATE SET body = excluded.body",
-        (segment.segment_id, encode(segment)),
+        "INSERT INTO segments VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET open = excluded.open, body = excluded.body",
+        (segment.segment_id, segment.state is SegmentState.OPEN, encode(segment)),
     )
 
 

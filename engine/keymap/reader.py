@@ -274,6 +274,10 @@ class SqliteKeymap:
             if not rows:
                 return
 
+    def open_segments(self) -> list[Segment]:
+        select = "SELECT body FROM segments WHERE open = 1 ORDER BY segment_id"
+        return [decode_segment(body) for (body,) in self._db.execute(select)]
+
     def nodes(self) -> list[NodeEntry]:
         return [_decode_node(body) for (body,) in self._db.execute("SELECT body FROM nodes ORDER BY node_id")]
 

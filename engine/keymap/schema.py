@@ -16,7 +16,7 @@ from pathlib import Path
 
 from engine.errors import StoreError
 
-FORMAT = 2  # 2: chunks know their container and bucket; condemned containers, deleted segments
+FORMAT = 3  # 3: open segments have an index
 PAGE_BYTES = 8192
 CACHE_KIBIBYTES = 64 * 1024
 MMAP_BYTES = 1024**3
@@ -75,7 +75,9 @@ CREATE INDEX chunks_by_container ON chunks (container);
 CREATE TABLE condemned (container INTEGER PRIMARY KEY, lsn INTEGER NOT NULL);
 -- What tells a deleted segment's leftover files from those of an unknown one.
 CREATE TABLE deleted_segments (segment_id INTEGER PRIMARY KEY, lsn INTEGER NOT NULL);
-CREATE TABLE segments (segment_id INTEGER PRIMARY KEY, body BLOB NOT NULL);
+-- open says what the body says, so that opening a store finds the few open ones among many.
+CREATE TABLE segments (segment_id INTEGER PRIMARY KEY, open INTEGER NOT NULL, body BLOB NOT NULL);
+CREATE INDEX segments_open ON segments (open) WHERE open = 1;
 CREATE TABLE nodes (node_id TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE users (access_key TEXT PRIMARY KEY, name TEXT NOT NULL, body BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX users_by_name ON users (name);
