@@ -37,11 +37,13 @@ CHECKPOINT_OLD_SECONDS = 6 * 3600  # a journal that grows slowly is still checkp
 CHECKPOINT_OLD_BYTES = 64 * 1024**2  # … once it holds a full file
 JOURNAL_RETENTION_DAYS = 30.0  # how long archived records are kept
 ARCHIVE_BYTES_MAX = 1024**3  # of archives, per copy; the oldest go first
-ROOM_BYTES_MIN = 4 * 1024**2  # a node with less room is full: ordinary content is refused
+CONTENT_ROOM_BYTES_MIN = 16 * 1024**2  # a node with less room is full: content for segments is refused there
+RIDING_ROOM_BYTES_MIN = 8 * 1024**2  # … and content for the journal; the keymap grows with it
 RESERVE_BYTES_MAX = 64 * 1024**2  # kept aside on a node, so that a full one can be emptied
 RESERVE_SHARE = 0.01  # … but no more than this of the node's share of its device
 COMPRESSION_SAVING_MIN = 0.03  # keep compressed only if it saves 3 %
 
 assert INLINE_BYTES_MAX < COMMIT_BYTES_MAX < JOURNAL_FILE_BYTES_MAX
+assert RIDING_ROOM_BYTES_MIN < CONTENT_ROOM_BYTES_MIN, "what streams in must not take the room of the commits"
 assert CHUNK_BYTES_MIN < CHUNK_BYTES_AVERAGE < CHUNK_BYTES_MAX < STRIPE_BYTES_MAX < SEGMENT_BYTES_MAX
 assert MANIFEST_ENTRIES_MAX * 64 <= CHUNK_BYTES_MAX, "a manifest node must fit one chunk"

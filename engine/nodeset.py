@@ -14,7 +14,7 @@ from pathlib import Path
 from engine.care.reserve import Reserve
 from engine.errors import NodeUnavailable, StoreError
 from engine.interfaces import Node, NodeSpace
-from engine.limits import ROOM_BYTES_MIN
+from engine.limits import CONTENT_ROOM_BYTES_MIN
 from engine.nodes.descriptor import StoreDescriptor, read_node_descriptor
 from engine.nodes.directory import DirectoryNode
 from engine.placement import layout_warnings
@@ -91,7 +91,7 @@ class NodeSet:
                 continue  # a lost node has no room; maintenance reports it
             devices[space.device] = space
         found = self.reserve.look()
-        room = {found.device[node_id]: max(room - ROOM_BYTES_MIN, 0) for node_id, room in found.room.items()}
+        room = {found.device[node_id]: max(room - CONTENT_ROOM_BYTES_MIN, 0) for node_id, room in found.room.items()}
         share = self.descriptor.k / (self.descriptor.k + self.descriptor.m)
         total = sum(space.total for space in devices.values())
         return int(total * share), int(sum(room.values()) * share)

@@ -138,7 +138,7 @@ class _Collection:
             dead, mixed = await choose_segments(self._parts, mark, self._threshold)
             await self._free(mark, dead)
             for some in rounds(mixed):
-                if not await self._free(mark, some):
+                if not await self._compact(mark, some):
                     break
             await self._free_journal(mark, last_lsn)
         if not self._dry_run:
@@ -187,29 +187,41 @@ class _Collection:
 
     # -- freeing segments ------------------------------------------------------
 
-    async def _free(self, mark: Mark, victims: Sequence[Victim]) -> bool:
-        """One round; False when it was given up and another would be too."""
+    async def _compact(self, mark: Mark, victims: Sequence[Victim]) -> bool:
+        """Free them all, in smaller rounds while the disks are full. False when it was given
+        up and others would be too."""
+        left = list(victims)
+        while left:
+            done = await self._free(mark, left)
+            if done is None or done == 0:
+                return False
+            left = left[done:]
+        return True
+
+    async def _free(self, mark: Mark, victims: Sequence[Victim]) -> int | None:
+        """One round: how many of them, from the first on, are done with (freed or spared)
+        before the disks were full; None when waiting was given up."""
         if self._dry_run:
             for victim in victims:
                 self._would_free(victim)
-            return True
+            return len(victims)
         if not victims:
-            return True
+            return 0
         condemned_lsn = await self._condemn(victims)
-        emptied, full = await self._empty(mark, victims)
+        emptied, done = await self._empty(mark, victims)
         if not await self._await_pins(condemned_lsn, emptied):
-            return False
+            return None
         await self._delete(mark, emptied)
-        return not full
+        return done
 
     async def _condemn(self, victims: Sequence[Victim]) -> int:
         condemned = await self._parts.index.commit(Condemn([victim.container for victim in victims]), ORIGIN)
         reached(CrashSite.COLLECTION_CONDEMNED)
         return condemned.lsn
 
-    async def _empty(self, mark: Mark, victims: Sequence[Victim]) -> tuple[list[Victim], bool]:
-        """Copy forward what is named in them. The victims that are empty of it now, and
-        whether the disks filled up over it."""
+    async def _empty(self, mark: Mark, victims: Sequence[Victim]) -> tuple[list[Victim], int]:
+        """Copy forward what is named in them. The victims that are empty of it now, and how
+        many were worked on before the disks were full; the others are spared."""
         meter = Meter("moving what is in use", sum(victim.named_bytes for victim in victims), self._report)
         emptied: list[Victim] = []
         for place, victim in enumerate(victims):
@@ -218,12 +230,14 @@ class _Collection:
             except (Unreadable, FragmentCorrupt) as error:
                 await self._give_up([victim], str(error))
                 continue
-            except (NodeFull, WritesStopped) as error:
-                await self._give_up(victims[place:], str(error))
-                return emptied, True
+            except NodeFull as error:
+                if not emptied:
+                    await self._give_up(victims[place:], str(error))
+                await self._spare([other.container for other in victims[place:]])
+                return emptied, place
             emptied.append(victim)
         reached(CrashSite.COLLECTION_MOVED)
-        return emptied, False
+        return emptied, len(victims)
 
     async def _move_named(self, mark: Mark, victim: Victim, meter: Meter) -> Victim:
         """Copy forward what the mark has of it; what else lies there now."""

@@ -38,9 +38,9 @@ from engine.changes import (
     Spare,
 )
 from engine.errors import NodeFull
+from engine.limits import RIDING_ROOM_BYTES_MIN
 from engine.types import InlineEntry
 
-ROOM_BYTES_MIN = 8 * 1024**2  # for riding content and what the keymap makes of it
 LOOK_RECORDS = 64
 LOOK_BYTES = 256 * 1024
 _MAKE_ROOM = (
@@ -80,18 +80,18 @@ class CommitRoom:
         """Whether look() is due before a batch; counts it."""
         self._records_left -= records
         self._bytes_left -= size
-        return self._room < ROOM_BYTES_MIN or min(self._records_left, self._bytes_left) < 0
+        return self._room < RIDING_ROOM_BYTES_MIN or min(self._records_left, self._bytes_left) < 0
 
     def look(self, healthy: Collection[str]) -> None:
         """Blocking. See what room there is, and lend some of the reserve where there is none."""
         found = self._reserve.look()
         rooms = {node_id: room for node_id, room in found.room.items() if node_id in healthy}
-        self.short = {node_id for node_id, room in rooms.items() if room < ROOM_BYTES_MIN}
+        self.short = {node_id for node_id, room in rooms.items() if room < RIDING_ROOM_BYTES_MIN}
         best = sorted(rooms.values(), reverse=True)[: self._copies]
         self._room = min([*best, self._index_room(found)])
         self._reserve_bytes = max(found.target.values(), default=0)
         self._records_left, self._bytes_left = LOOK_RECORDS, LOOK_BYTES
-        if self.short or self._room < ROOM_BYTES_MIN:
+        if self.short or self._room < RIDING_ROOM_BYTES_MIN:
             self._reserve.lend(LEND_BYTES)
 
     def _index_room(self, found: Rooms) -> int:
@@ -105,7 +105,7 @@ class CommitRoom:
     def refuse(self, change: Change) -> None:
         """Raises NodeFull for what there is no room for."""
         riding = riding_bytes(change)
-        if self._room - riding >= ROOM_BYTES_MIN or isinstance(change, _MAKE_ROOM):
+        if self._room - riding >= RIDING_ROOM_BYTES_MIN or isinstance(change, _MAKE_ROOM):
             self._room -= riding
             return
         if riding or self._room < -self._reserve_bytes // 2:

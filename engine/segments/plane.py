@@ -29,7 +29,6 @@ from engine.coding import DEFAULT_CODE, check_code
 from engine.crash_sites import CrashSite, reached
 from engine.errors import FragmentCorrupt, NodeFull, NodeUnavailable, StoreError, Unreadable, WritesStopped, WrongStore
 from engine.interfaces import Node
-from engine.limits import ROOM_BYTES_MIN
 from engine.placement import choose_nodes
 from engine.segments.reader import read_frames, read_warm_frames
 from engine.segments.writer import FragmentsFailed, PendingStripe, SegmentWriter
@@ -39,7 +38,8 @@ UNSYNCED_BYTES_MAX = 64 * 1024**2  # kept in memory for writing again; more forc
 RELOCATIONS_MAX = 1_000_000  # older ones are refused, not forgotten silently
 ROUNDS_MAX = 16  # failing segments in one sync before it gives up
 DISTRUST_SECONDS = 30.0  # a node that failed is not chosen, unless the index lost and healed it since
-ROOM_LOOK_BYTES = 4 * 1024**2  # appended between two looks at what room there is
+ROOM_BYTES_MIN = 4 * 1024**2  # a node with less free is full: no new segment starts there
+ROOM_LOOK_BYTES = 2 * 1024**2  # appended between two looks at what room there is
 ON_LOOP_BYTES = 32 * 1024  # appends and warm reads up to this cost less than a hop to a thread
 SYNC_THREADS_MAX = 64
 
@@ -139,7 +139,7 @@ class SegmentPlane:
             return
         rooms = await anyio.to_thread.run_sync(self._rooms)
         places = [place.node_id for place in self._healthy() if place.node_id in self._nodes]
-        short = {node_id for node_id in places if rooms.get(node_id, 0) < ROOM_BYTES_MIN}
+        short = {node_id for node_id in places if rooms.get(node_id, 0) < limits.CONTENT_ROOM_BYTES_MIN}
         if len(places) - len(short) < self._m + 1 <= len(places):
             raise NodeFull(f"nodes {', '.join(sorted(short))} are full; delete something or add nodes")
         self._unlooked_bytes = 0
@@ -332,7 +332,9 @@ class SegmentPlane:
         if self._rooms is not None and not lenient:
             rooms = await anyio.to_thread.run_sync(self._rooms)
             found = [
-                min(free, rooms.get(place.node_id, free)) if isinstance(free, int) else free
+                min(free, rooms.get(place.node_id, free) - limits.CONTENT_ROOM_BYTES_MIN + ROOM_BYTES_MIN)
+                if isinstance(free, int)
+                else free
                 for place, free in zip(trusted, found, strict=True)
             ]
         for place, free in zip(trusted, found, strict=True):
