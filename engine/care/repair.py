@@ -136,8 +136,10 @@ async def repair(
     work = FragmentWork(parts, Throttle(bytes_per_second), Meter("repair", _estimate(needs), report), plan.waiting)
     started = time.monotonic()
     for need in needs:
+        end = work.meter.done + _estimate([need])
         async with care_lock(parts.data, "repair"):
             await work.repair(need.segment.segment_id)
+        work.meter.add(max(end - work.meter.done, 0))  # what turned out to need no reading
     work.meter.tell()
     work.result.seconds = time.monotonic() - started
     work.result.waiting = plan.waiting

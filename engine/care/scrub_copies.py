@@ -89,18 +89,20 @@ class _Copies:
         durable = self._parts.index.durable_lsn()
         first_lsn = self._parts.index.keymap.journal_first_lsn()
         for key, sizes in sorted(files.items()):
-            # Replicas of the file being written may differ behind what is durable.
+            # Replicas of the file being written may differ behind what is durable; one of a
+            # node that was away is short, which matters only where too few others are whole.
             size = None if key == newest else max(sizes.values())
+            enough = list(sizes.values()).count(max(sizes.values())) > self._parts.descriptor.m
             for node_id, length in sorted(sizes.items()):
                 await self._pay(length)
-                reason = await anyio.to_thread.run_sync(self._check_replica, node_id, key, size, durable)
+                reason = await anyio.to_thread.run_sync(self._check_replica, node_id, key, size, durable, enough)
                 if reason is not None:
                     self._note(node_id, journal_name(*key), reason)
                     self.journal_damaged = True
             if key[1] >= first_lsn:
                 await self._riding(key)
 
-    def _check_replica(self, node_id: str, key: FileKey, size: int | None, durable: int) -> str | None:
+    def _check_replica(self, node_id: str, key: FileKey, size: int | None, durable: int, enough: bool) -> str | None:
         """What is wrong with one replica; None if it is whole or its node is gone."""
         epoch, lsn = key
         node, name = self._nodes[node_id], journal_name(*key)
@@ -117,7 +119,7 @@ class _Copies:
             return str(error)
         except StoreError as error:
             return self._unless_gone(node, error)
-        if size is not None and len(content) < size:
+        if size is not None and len(content) < size and not enough:
             return f"the file is {len(content)} bytes long, other replicas have {size}"
         return None
 
