@@ -308,9 +308,9 @@ class TablesService:
                 if batch.dropped:
                     return  # out of the window: what is missing is asked for again
                 waiting += [_without_frames(record) for record in batch.records]
-                if len(waiting) >= PENDING_RECORDS_MAX or batch.last_lsn >= to_lsn:
-                    yield waiting
-                    waiting = []
+                while len(waiting) >= PENDING_RECORDS_MAX or (waiting and batch.last_lsn >= to_lsn):
+                    yield waiting[:PENDING_RECORDS_MAX]
+                    waiting = waiting[PENDING_RECORDS_MAX:]
                 if batch.last_lsn >= to_lsn:
                     return
 
