@@ -33,6 +33,7 @@ FEED_RECORDS_MAX = 10_000  # a subscriber further behind drops its caches
 LEASE_SECONDS = 5.0  # a mount that confirms no invalidation this long is dropped
 CHECKPOINT_JOURNAL_BYTES = 256 * 1024**2  # small content costs m+1 copies here, less in segments
 CHECKPOINT_RECORDS = 250_000  # replaying as many takes some 15 s: what rebuilding the index may take
+CHECKPOINT_SHARE = 4  # a snapshot costs what the keymap holds: only once the journal has grown by 1/4 of it
 CHECKPOINT_OLD_SECONDS = 6 * 3600  # a journal that grows slowly is still checkpointed …
 CHECKPOINT_OLD_BYTES = 64 * 1024**2  # … once it holds a full file
 JOURNAL_RETENTION_DAYS = 30.0  # how long archived records are kept

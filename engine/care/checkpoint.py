@@ -107,20 +107,22 @@ async def checkpoint_due(parts: Parts) -> str | None:
     """Why a checkpoint is due, in words, or None. Cheap enough for every minute."""
     keymap = parts.index.keymap
     first_lsn, applied_lsn = keymap.journal_first_lsn(), keymap.applied_lsn()
-    nodes = dict(parts.nodes.nodes)
-    return await anyio.to_thread.run_sync(_due, nodes, parts.descriptor.store_id, first_lsn, applied_lsn)
+    nodes, versions = dict(parts.nodes.nodes), keymap.counters()["versions"]
+    keymap_bytes = (parts.data / "index" / "keymap.sqlite").stat().st_size
+    return await anyio.to_thread.run_sync(_due, nodes, first_lsn, applied_lsn, versions, keymap_bytes)
 
 
-def _due(nodes: dict[str, Node], store_id: str, first_lsn: int, applied_lsn: int) -> str | None:
+def _due(nodes: dict[str, Node], first_lsn: int, applied_lsn: int, versions: int, keymap_bytes: int) -> str | None:
     found = snapshots.list_snapshots(nodes)
     records = applied_lsn - next(iter(found), 0)
-    if records >= limits.CHECKPOINT_RECORDS:
+    if records >= max(limits.CHECKPOINT_RECORDS, versions // limits.CHECKPOINT_SHARE):
         return f"{records:,} records since the last index snapshot"
     files = list_files(nodes)
     for key in superfluous_files(files, first_lsn):
         del files[key]
     size = sum(max(sizes.values()) for sizes in files.values())
-    if size >= limits.CHECKPOINT_JOURNAL_BYTES:
+    large = max(limits.CHECKPOINT_JOURNAL_BYTES, keymap_bytes // limits.CHECKPOINT_SHARE)
+    if size >= large:
         return f"the journal holds {size >> 20} MiB"
     if size >= limits.CHECKPOINT_OLD_BYTES:
         oldest = min(files)

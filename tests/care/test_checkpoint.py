@@ -181,6 +181,8 @@ async def test_without_need_nothing_is_done(data: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(limits, "CHECKPOINT_RECORDS", 1000)
         assert await checkpoint_due(store.parts) is None
         monkeypatch.setattr(limits, "CHECKPOINT_JOURNAL_BYTES", 50)
+        assert await checkpoint_due(store.parts) is None, "a snapshot would cost more than the journal holds"
+        monkeypatch.setattr(limits, "CHECKPOINT_SHARE", 10**9)
         assert "the journal holds" in str(await checkpoint_due(store.parts))
         monkeypatch.setattr(limits, "CHECKPOINT_JOURNAL_BYTES", 10**9)
         monkeypatch.setattr(limits, "CHECKPOINT_OLD_BYTES", 50)
