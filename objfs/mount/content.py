@@ -219,11 +219,15 @@ class ContentOperations(TreeOperations):
                 raise pyfuse3.FUSEError(errno.ESTALE) from None
             assert result.version is not None, "a create publishes"
             self.state.changed(parent)
-            entry = self._tell(new)
-            node = self.state.table.file(entry.st_ino)
-            open_file = self._opened(node)
+            node = self.state.table.ensure_file(new, result.version.file_id)
+            open_file = self._opened(node, made=result.version)
+            entry = self._told(new, node, self.state.file_entry(node, open_file.version))
             if open_file.version.lsn == result.version.lsn:
                 open_file.created(result.version.lsn)
+            if open_file.unlinked:
+                # Another door was quick to remove it. It was made and is open; its name is nobody's.
+                self.state.table.untell(new)
+                entry.entry_timeout = entry.attr_timeout = 0
             return FileInfo(fh=FileHandleT(node.inode), keep_cache=False), entry
 
     @answered
@@ -241,16 +245,18 @@ class ContentOperations(TreeOperations):
                 raise
         return FileInfo(fh=FileHandleT(node.inode), keep_cache=shared or cached_lsn == open_file.version.lsn)
 
-    def _opened(self, node: File) -> OpenFile:
-        """One more open of the file."""
+    def _opened(self, node: File, made: Version | None = None) -> OpenFile:
+        """One more open of the file; of one just `made` even if it is removed already."""
         open_file = node.open_file
         if open_file is None:
             pin = self.state.store.pins.take()
-            version = self.state.version_of(node)
+            present = self.state.version_of(node)
+            version = present or made
             if version is None:
                 pin.end()
                 raise pyfuse3.FUSEError(errno.ESTALE)
             open_file = node.open_file = self._open[node.inode] = OpenFile(self.state, node, version, pin)
+            open_file.unlinked = present is None
             node.cached_lsn = version.lsn
         open_file.opens += 1
         return open_file
