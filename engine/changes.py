@@ -319,13 +319,15 @@ class DropJournal(Struct, frozen=True, omit_defaults=True, tag="drop_journal"):
 
 
 class SetNode(Struct, frozen=True, omit_defaults=True, tag="set_node"):
-    """Add a node or change its path, domain or state."""
+    """Add a node or change its path, domain or state. PreconditionFailed if it is not in
+    `if_state` (None: whatever it is in)."""
 
     node_id: str
     path: str
     domain: str = ""
     state: NodeState = NodeState.HEALTHY
     generation: int = 1
+    if_state: NodeState | None = None
 
 
 class RemoveNode(Struct, frozen=True, omit_defaults=True, tag="remove_node"):

@@ -20,7 +20,7 @@ import anyio.to_thread
 from engine import measured
 from engine.care.repair import BYTES_PER_SECOND, GRACE_SECONDS, RETURNED, Plan, make_plan, misses, repair
 from engine.changes import FragmentsDamaged, Origin, SetNode
-from engine.errors import StoreError
+from engine.errors import PreconditionFailed, StoreError
 from engine.index.local import LocalIndex
 from engine.interfaces import KeymapReader, Node
 from engine.nodeset import NodeSet
@@ -102,8 +102,11 @@ class Maintenance:
     async def set_state(self, place: NodeEntry, state: NodeState) -> None:
         self._node_changes += 1
         self._given_up.clear()
-        change = SetNode(place.node_id, place.path, place.domain, state, place.generation)
-        await self._index.commit(change, ORIGIN)
+        change = SetNode(place.node_id, place.path, place.domain, state, place.generation, if_state=place.state)
+        try:
+            await self._index.commit(change, ORIGIN)
+        except PreconditionFailed:
+            logger.info("node %s changed its state meanwhile; it is looked at again", place.node_id)
 
     # -- segments ------------------------------------------------------------------
 

@@ -33,13 +33,14 @@ def choose_nodes(healthy: Sequence[NodeEntry], k: int, m: int, rotation: int = 0
     waiting = [*healthy[start:], *healthy[:start]]
     enforced = _separable_levels(healthy, k + m, m)
     counts: Counter[_Domain] = Counter()
+    depth = max(len(_domains(node)) for node in healthy)
     chosen: list[NodeEntry] = []
     while len(chosen) < k + m:
         # The limits nest (a rack lies in one zone), so taking any node that breaks none of
         # them always reaches k+m; the least used domain first spreads further than asked.
         best = min(
             (node for node in waiting if all(counts[domain] < m for domain in _domains(node, enforced))),
-            key=lambda node: [counts[domain] for domain in _domains(node)],
+            key=lambda node: _uses(node, counts, depth),
         )
         waiting.remove(best)
         chosen.append(best)
@@ -56,13 +57,14 @@ def choose_spare(
     if not spares:
         return None
     levels = _separable_levels([*kept, *spares], len(kept) + 1, m)
+    depth = max(len(_domains(node)) for node in [*kept, *spares])
     counts: Counter[_Domain] = Counter()
     for node in kept:
         counts.update(_domains(node))
 
     def rank(node: NodeEntry) -> tuple[int, list[int], int]:
         broken = sum(counts[domain] >= m for domain in _domains(node, levels))
-        return broken, [counts[domain] for domain in _domains(node)], -free.get(node.node_id, 0)
+        return broken, _uses(node, counts, depth), -free.get(node.node_id, 0)
 
     return min(spares, key=rank)
 
@@ -116,6 +118,13 @@ def layout_warnings(descriptor: StoreDescriptor, nodes: Sequence[Node]) -> list[
     if most > m:
         return [f"{most} of {known} nodes are on one device ({name}): code {k}+{m} survives the loss of {m} nodes only"]
     return []
+
+
+def _uses(node: NodeEntry, counts: Counter[_Domain], depth: int) -> list[int]:
+    """How often the node's domains are used. On levels it names none it is alone, so it is
+    neither worse nor better than one in an unused domain."""
+    uses = [counts[domain] for domain in _domains(node)]
+    return uses + [0] * (depth - len(uses))
 
 
 def _domains(node: NodeEntry, levels: set[int] | None = None) -> list[_Domain]:

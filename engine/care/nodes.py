@@ -242,6 +242,7 @@ async def undrain_node(parts: Parts, node_id: str) -> None:
     if place.state is not NodeState.DRAINING:
         raise StoreError(f"node {node_id} is {place.state}, not draining")
     await _set(parts, place, state=NodeState.HEALTHY)
+    await parts.index.heal_journal()  # it missed the epochs that began meanwhile
 
 
 # -- domains and balance ---------------------------------------------------------------

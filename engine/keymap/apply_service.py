@@ -132,8 +132,11 @@ def delete_user(state: State, change: DeleteUser) -> CommitResult:
 
 
 def set_node(state: State, change: SetNode) -> CommitResult:
+    """Raises PreconditionFailed."""
     row = state.db.execute("SELECT body FROM nodes WHERE node_id = ?", (change.node_id,)).fetchone()
     before = None if row is None else _decode_node(row[0])
+    if change.if_state is not None and (before is None or before.state is not change.if_state):
+        raise PreconditionFailed("if_state")
     unchanged = before is not None and before.state is change.state
     node = NodeEntry(
         change.node_id,
