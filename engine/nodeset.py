@@ -15,7 +15,7 @@ from engine.care.reserve import Reserve
 from engine.errors import NodeUnavailable, StoreError
 from engine.interfaces import Node, NodeSpace
 from engine.limits import CONTENT_ROOM_BYTES_MIN
-from engine.nodes.descriptor import StoreDescriptor, read_node_descriptor
+from engine.nodes.descriptor import NodeDescriptor, StoreDescriptor, read_node_descriptor
 from engine.nodes.directory import DirectoryNode
 from engine.placement import layout_warnings
 from engine.types import NodeEntry
@@ -30,6 +30,7 @@ class NodeSet:
         self.nodes: dict[str, Node] = {}
         self.reserve = Reserve(self.nodes, descriptor.reserve_bytes)
         self.missing: dict[str, str] = {}  # node id → why, as found when the set was opened
+        self.described: dict[str, NodeDescriptor] = {}  # as each node was opened last
         for place in descriptor.nodes:
             problem = self.probe(NodeEntry(place.node_id, place.path, place.domain, generation=place.generation))
             if problem is not None:
@@ -63,12 +64,15 @@ class NodeSet:
     def _open(self, place: NodeEntry) -> Node:
         found = read_node_descriptor(Path(place.path), self.descriptor.store_id)
         if found.node_id != place.node_id:
-            raise NodeUnavailable(f"{place.path} holds node {found.node_id}, not {place.node_id}")
+            raise NodeUnavailable(
+                f"{place.path} holds node {found.node_id}, not {place.node_id}; put its path in store.json right"
+            )
         if found.generation != place.generation:
             raise NodeUnavailable(
                 f"{place.path} holds an older disk of node {place.node_id} "
                 f"(generation {found.generation}, not {place.generation}); empty it and run objfs node replace"
             )
+        self.described[place.node_id] = found
         return self._opener(place.path, place.node_id, self.descriptor.store_id)
 
     def _drop(self, node_id: str) -> None:

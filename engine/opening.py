@@ -35,6 +35,7 @@ from engine.nodes.descriptor import (
     NodeDescriptor,
     NodePlace,
     StoreDescriptor,
+    check_agreement,
     read_store_descriptor,
     write_node_descriptor,
     write_store_descriptor,
@@ -202,6 +203,7 @@ def owner_lock(data: Path) -> Iterator[bool]:
 async def _own(data: Path, descriptor: StoreDescriptor, node_opener: NodeOpener) -> AsyncIterator[Parts]:
     nodes = NodeSet(descriptor, node_opener)
     try:
+        check_agreement(data, descriptor, list(nodes.described.values()))
         async with open_local_index(
             data / "index",
             nodes.nodes,
@@ -281,12 +283,20 @@ async def _follow_nodes(index: Index, nodes: NodeSet) -> None:
 
 
 async def _register_nodes(index: LocalIndex, nodes: NodeSet) -> None:
-    """Tell a new index about the nodes store.json names."""
-    known = {place.node_id for place in index.keymap.nodes()}
+    """Tell the index about nodes store.json names and it does not know, or that were found
+    where store.json says and the index does not: moved, or replaced just before a crash."""
+    known = {place.node_id: place for place in index.keymap.nodes()}
     for place in nodes.descriptor.nodes:
-        if place.node_id not in known:
-            state = NodeState.HEALTHY if place.node_id in nodes.nodes else NodeState.LOST
-            await index.commit(SetNode(place.node_id, place.path, place.domain, state, place.generation), ORIGIN)
+        entry, found = known.get(place.node_id), place.node_id in nodes.nodes
+        if entry is None:
+            state = NodeState.HEALTHY if found else NodeState.LOST
+        elif found and place.generation > entry.generation:
+            state = NodeState.REBUILDING
+        elif found and place.generation == entry.generation and place.path != entry.path:
+            state = entry.state
+        else:
+            continue
+        await index.commit(SetNode(place.node_id, place.path, place.domain, state, place.generation), ORIGIN)
 
 
 def _open_plane(index: Index, nodes: NodeSet, owner: str, rot: RotReports) -> SegmentPlane:
