@@ -96,7 +96,12 @@ class Mark:
         pin may still bring to the index must have been waited for."""
         target = self._parts.index.keymap.applied_lsn()
         while self.lsn < target:
+            before = self.lsn
             await self._follow(target)
+            if self.lsn == before:
+                raise CollectionStopped(
+                    f"the journal does not tell what happened after LSN {before}; nothing was deleted, collect again"
+                )
         # What was published and is gone again may name what was never taken in: no harm.
         await self._settle(strict=False)
         return self.lsn
