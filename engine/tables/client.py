@@ -19,6 +19,7 @@ from engine.errors import BY_NAME, IndexUnavailable, StoreError, StoreInUse
 from engine.index.sockets import connect
 from engine.index.wire import BadMessage, FrameReader
 from engine.journal.archive import read_archives
+from engine.pins import Pins
 from engine.tables.wire import SOCKET_NAME, Answer, Question, answer_decoder, encode
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class StoreParts(Protocol):
 
     data: Path
 
+    @property
+    def pins(self) -> Pins: ...
     @property
     def descriptor(self) -> _Descriptor: ...
     @property
@@ -94,7 +97,15 @@ def tables_service(parts: StoreParts, load_tree: LoadTree) -> TablesService:
             yield some
 
     path, descriptor = parts.data / "index" / TABLES_NAME, parts.descriptor
-    return TablesService(parts.index, load_tree, path, store_id=descriptor.store_id, m=descriptor.m, archives=archived)
+    return TablesService(
+        parts.index,
+        load_tree,
+        path,
+        store_id=descriptor.store_id,
+        m=descriptor.m,
+        archives=archived,
+        hold_pin=parts.pins.hold,
+    )
 
 
 async def query_tables(parts: StoreParts, load_tree: LoadTree, sql: str) -> pyarrow.Table:

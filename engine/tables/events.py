@@ -226,6 +226,8 @@ class EventDeriver:
                 self._move((source[0], key), (target[0], target[1] + key[len(source[1]) :]))
         else:
             here, there = self.history.current(*source), self.history.current(*target)
+            if here is None and self._unknown(*source):
+                self._hide(*source)
             if here is not None and (there is None or there.file_id != here.file_id):
                 self._move(source, target)
         if change.keep_parent:

@@ -21,7 +21,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import TypeVar
 
 import anyio
@@ -68,6 +68,7 @@ class TablesService:
         store_id: str = "",
         m: int = 2,
         archives: Archives | None = None,
+        hold_pin: Callable[[], AbstractContextManager[object]] = nullcontext,
         query_seconds: float = QUERY_SECONDS_MAX,
     ) -> None:
         self._index = index
@@ -76,6 +77,7 @@ class TablesService:
         self._store_id = store_id
         self._m = m
         self._archives = archives
+        self._hold_pin = hold_pin  # while manifests are read that may be deleted meanwhile
         self._query_seconds = query_seconds
         self._database: Database | None = None
         self._writing = anyio.CapacityLimiter(1)
@@ -201,7 +203,7 @@ class TablesService:
         return await self._fingerprint_at(database.applied_lsn) == database.fingerprint
 
     async def _load(self, database: Database) -> None:
-        with self._index.keymap.snapshot() as reader:
+        with self._hold_pin(), self._index.keymap.snapshot() as reader:
             lsn = reader.applied_lsn()
             last = await self._fingerprint_at(lsn) if lsn else ""
             await self._changing(lambda: load(database, reader, self._load_now, last))
@@ -339,7 +341,7 @@ class TablesService:
     async def _settle(self, database: Database) -> None:
         """Write what is pending. Normally up to exactly the state a snapshot of the keymap
         shows; when far behind, as much as memory holds, read from a later state."""
-        with self._index.keymap.snapshot() as reader:
+        with self._hold_pin(), self._index.keymap.snapshot() as reader:
             state_lsn = reader.applied_lsn()
             while self._received_lsn < state_lsn and self._pending_records < PENDING_RECORDS_MAX:
                 await self._news.wait()
