@@ -29,9 +29,14 @@ def encode_manifest(manifest: Manifest) -> bytes:
 def decode_manifest(content: bytes | memoryview) -> Manifest:
     """Raises UnknownFormat, msgspec.DecodeError."""
     manifest = _decoder.decode(content)
+    check_format(manifest)
+    return manifest
+
+
+def check_format(manifest: Manifest) -> None:
+    """Raises UnknownFormat."""
     if manifest.format != MANIFEST_FORMAT:
         raise UnknownFormat(f"manifest format {manifest.format} is not known to this release; use a newer objfs")
-    return manifest
 
 
 def trim(entry: Entry, start: int, end: int) -> Entry:

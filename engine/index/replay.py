@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from engine.crash_sites import CrashSite, reached
-from engine.errors import JournalCorrupt, StoreError
+from engine.errors import JournalCorrupt, StoreError, UnknownFormat
 from engine.index.evidence import refuse_lost_journal, refuse_lost_records
 from engine.index.snapshots import list_snapshots, restore_newest, snapshot_name
 from engine.interfaces import Node
@@ -238,6 +238,8 @@ def _apply(db: sqlite3.Connection, key: FileKey, offset: int, raw: RawRecord) ->
     payload = decode_payload(raw)
     try:
         decision = decide(db, with_frames(payload, raw), lsn=raw.lsn, time_ns=payload.time_ns, origin=payload.origin)
+    except UnknownFormat as error:
+        raise UnknownFormat(f"journal record {raw.lsn}: {error}") from error
     except StoreError as error:
         raise KeymapDamaged(f"journal record {raw.lsn} was accepted and is now refused: {error}") from error
     if payload.origin.request_id:

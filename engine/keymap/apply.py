@@ -58,6 +58,7 @@ from engine.keymap.answers import idempotent, remember
 from engine.keymap.counting import recount
 from engine.keymap.rows import check_key
 from engine.keymap.state import State
+from engine.manifests import check_format
 from engine.types import Attributes, Bucket, Version, Versioning
 
 __all__ = ["Decision", "decide", "idempotent", "recount", "remember"]
@@ -72,10 +73,11 @@ class Decision(Struct, frozen=True):
 
 def decide(db: sqlite3.Connection, change: Change, *, lsn: int, time_ns: int, origin: Origin) -> Decision:
     """Check and apply one change as record `lsn`. Raises the errors its docstring names,
-    WritesStopped for content whose segment was sealed below it, and InvalidName."""
+    WritesStopped for content whose segment was sealed below it, UnknownFormat and InvalidName."""
     state = State(db, lsn, time_ns, origin)
     chunks.check_locations(db, chunks.new_chunks(change))
     if isinstance(change, PutVersion | PutPart | CompleteUpload):
+        check_format(change.content.manifest)
         chunks.check_named(db, change.content)
     result = _APPLY[type(change)](state, change)
     if isinstance(change, PutVersion | PutPart | CompleteUpload):

@@ -86,10 +86,13 @@ class StripeMark(Struct):
 # -- what callers use ----------------------------------------------------------
 
 
-def recover_segment(segment: Segment, nodes: Mapping[str, Node]) -> SealSegment:
+def recover_segment(segment: Segment, nodes: Mapping[str, Node], named_to: int | None = None) -> SealSegment:
     """Seal a segment whose writer is gone. Every fragment on a node that is there comes
-    back to its full length; the others are named in `fragments_lost`. Raises Unreadable
-    when so many nodes are missing that acknowledged stripes could be taken for torn."""
+    back to its full length; the others are named in `fragments_lost`. `named_to`: where
+    the last stripe begins that anything names (-1: none does), if all that was committed is
+    known; behind it a stripe that is torn ends the segment, even if later ones are whole (power
+    loss takes unsynced writes in any order). Raises Unreadable when so many nodes are missing
+    that acknowledged stripes could be taken for torn."""
     there = _present(segment, nodes)
     if len(there) < segment.k:
         missing = [node_id for index, node_id in enumerate(segment.node_ids) if index not in there]
@@ -98,6 +101,8 @@ def recover_segment(segment: Segment, nodes: Mapping[str, Node]) -> SealSegment:
             f"{len(there)} are there; missing: {', '.join(missing)}"
         )
     marks, entries = _survey(segment, there)
+    if named_to is not None:
+        marks = _without_torn(marks, named_to)
     recoverable = [position for position, mark in enumerate(marks) if mark.recoverable]
     marks = marks[: recoverable[-1] + 1] if recoverable else []
     end = marks[-1].end if marks else FILE_HEADER_BYTES
@@ -109,6 +114,8 @@ def recover_segment(segment: Segment, nodes: Mapping[str, Node]) -> SealSegment:
     for index, node in there.items():
         try:
             _complete(segment, index, node, there, marks, tail[index])
+        except UnknownFormat as error:
+            raise UnknownFormat(f"{node.path}/{fragment_name(segment.segment_id, index)}: {error}") from error
         except StoreError as error:
             logger.warning("fragment %d of segment %016x stays short: %s", index, segment.segment_id, error)
             lost.add(index)
@@ -206,6 +213,16 @@ def _survey(segment: Segment, there: Mapping[int, Node]) -> tuple[list[StripeMar
             )
         marks.append(StripeMark(stripe.offset, stripe.header, frozenset(stripe.good), recoverable))
     return marks, entries
+
+
+def _without_torn(marks: Sequence[StripeMark], named_to: int) -> list[StripeMark]:
+    """Up to the first stripe behind `named_to` that is torn, or of which no header is left."""
+    end = FILE_HEADER_BYTES
+    for position, mark in enumerate(marks):
+        if mark.offset > named_to and (not mark.recoverable or mark.offset > end):
+            return list(marks[:position])
+        end = mark.end
+    return list(marks)
 
 
 def _scan(segment: Segment, there: Mapping[int, Node]) -> Iterator[Stripe]:
