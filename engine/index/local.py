@@ -323,8 +323,9 @@ class LocalIndex:
     def _choose_replicas(self, count: int, excluded: set[str]) -> list[str]:
         """Up to `count` node ids that can be written, in separate domains where possible."""
         places = self.keymap.nodes()
-        if not places:  # a store being made: nothing is registered yet
-            places = [NodeEntry(node_id, "") for node_id in sorted(self._nodes)]
+        if len(places) < self._copies:  # a store being made: not all of its nodes are registered yet
+            known = {place.node_id for place in places}
+            places += [NodeEntry(node_id, "") for node_id in sorted(self._nodes) if node_id not in known]
         short = self._commit_room.short if self._commit_room is not None else set()
         roomy = choose_replicas(places, self._nodes, count, excluded | short, self._log.epoch)
         return roomy if len(roomy) == count else choose_replicas(places, self._nodes, count, excluded, self._log.epoch)

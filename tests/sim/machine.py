@@ -175,10 +175,11 @@ class Machine:
 
     # -- processes ---------------------------------------------------------------------
 
-    def run(self, main: Callable[[], Awaitable[None]]) -> bool:
+    def run(self, main: Callable[[], Awaitable[None]], *, crash_at: tuple[CrashSite, int] | None = None) -> bool:
         """One process from start to end; False if it was killed. Errors that are not its
         own end come out."""
         self.process = Process(self.dice)
+        self.process.crash_at = crash_at
         clock = _clock(self.process)
         try:
             with self._patched():

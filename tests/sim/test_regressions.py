@@ -9,8 +9,10 @@ import pytest
 import trio
 
 from engine.changes import CreateBucket, Origin, PutVersion
+from engine.crash_sites import CrashSite
 from engine.errors import StoreError
-from engine.store import Store, init_store, open_store
+from engine.store import Opening, Store, init_store, open_store
+from sim.machine import Machine
 
 ORIGIN = Origin(requester="test")
 
@@ -52,3 +54,18 @@ def test_an_index_that_fails_ends_its_process_though_a_segment_is_open(
     thread.join(30)
     assert not thread.is_alive(), "it hangs"
     assert len(errors) == 1 and isinstance(errors[0], MemoryError)
+
+
+def test_a_crash_while_the_first_opening_registers_nodes_leaves_a_store_that_opens(tmp_path: Path) -> None:
+    """Two nodes registered, the journal needs three: the others were not taken into account."""
+    machine = Machine(1, tmp_path)
+    paths = [(str(tmp_path / "nodes" / str(number)), "") for number in range(1, 6)]
+    init_store(machine.data, k=1, m=2, nodes=paths)
+
+    async def live() -> None:
+        async with open_store(machine.data, Opening.OWN, node_opener=machine.open_node):
+            pass
+
+    for _ in range(4):
+        assert not machine.run(live, crash_at=(CrashSite.COMMIT_APPLIED, 1))
+    assert machine.run(live)
