@@ -57,8 +57,9 @@ class History:
 
 
 class SharingClient:
-    def __init__(self, name: str, seed: int, history: History) -> None:
+    def __init__(self, name: str, seed: int, history: History, content_bytes: int = CONTENT_BYTES) -> None:
         self.name = name
+        self._content_bytes = content_bytes
         self.rng = random.Random(seed)
         self.history = history
         self.last: dict[str, bytes] = {}  # what was last read or written, for If-Match
@@ -88,7 +89,7 @@ class SharingClient:
     def new_content(self) -> bytes:
         self._written += 1
         start = f"{self.name}-{self._written} ".encode()
-        return start + self.rng.randbytes(CONTENT_BYTES - len(start))
+        return start + self.rng.randbytes(self._content_bytes - len(start))
 
     def do(self, key: str, what: str, act: Callable[[], Any], judge: Callable[[Any], Step]) -> Any:
         def noting() -> Any:
@@ -102,8 +103,10 @@ class SharingClient:
 
 
 class SharingS3Client(SharingClient):
-    def __init__(self, name: str, seed: int, history: History, served: ServedStore) -> None:
-        super().__init__(name, seed, history)
+    def __init__(
+        self, name: str, seed: int, history: History, served: ServedStore, content_bytes: int = CONTENT_BYTES
+    ) -> None:
+        super().__init__(name, seed, history, content_bytes)
         self._door = S3Door(served.environment, BUCKET)
 
     def close(self) -> None:
