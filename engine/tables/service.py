@@ -36,7 +36,7 @@ from engine.changes import CompleteUpload, MoveChunks, PutPart, PutVersion, Reco
 from engine.errors import QueryFailed, StoreError
 from engine.interfaces import FeedBatch, Index
 from engine.tables import statements
-from engine.tables.apply import apply, fingerprint
+from engine.tables.apply import apply, fingerprint, mend
 from engine.tables.database import Cursor, Database, TablesDamaged, lacks_room
 from engine.tables.load import load, recall, recall_ends
 from engine.types import Manifest, NewChunk, TreeEntry
@@ -53,6 +53,7 @@ QUERY_SECONDS_MAX = 300.0  # for reaching the newest LSN and for the query itsel
 QUERIES_MAX = 4  # at one time
 RESUBSCRIBE_SECONDS = 0.2
 RECALL_RETRY_SECONDS = 5.0  # between attempts to read archives that cannot be read
+MEND_SECONDS = 10.0  # between attempts to read what could not be read of a manifest
 DAMAGES_MAX = 2  # in a row, without a transaction in between; then it is not the file
 
 
@@ -94,6 +95,7 @@ class TablesService:
         self._wanted_lsn = 0  # a query waits for this LSN
         self._recalled = False  # whether all older events are back
         self._recall_failure = ""
+        self._unread_trees = True  # whether a node of a manifest's tree may be missing; the file may lack some
         self._news = anyio.Event()  # set, and made anew, whenever one of the above changes
 
     @property
@@ -191,6 +193,7 @@ class TablesService:
             tasks.start_soon(self._follow, database)
             tasks.start_soon(self._write, database)
             tasks.start_soon(self._recall, database)
+            tasks.start_soon(self._mend, database)
 
     async def _follows(self, database: Database) -> bool:
         """Whether the tables' last record is the journal's at that LSN, and the journal goes
@@ -327,6 +330,16 @@ class TablesService:
         self._received_lsn = records[-1].lsn
         self._notify()
 
+    # -- reading again what could not be read -------------------------------------------
+
+    async def _mend(self, database: Database) -> None:
+        while True:
+            if self._unread_trees:
+                self._unread_trees = False  # set again by what still cannot be read
+                with self._index.keymap.snapshot() as reader:
+                    await self._changing(lambda reader=reader: mend(database, reader, self._load_now))  # type: ignore[misc]
+            await anyio.sleep(MEND_SECONDS)
+
     # -- writing to DuckDB -----------------------------------------------------------
 
     async def _write(self, database: Database) -> None:
@@ -380,6 +393,7 @@ class TablesService:
             return await self._load_tree(entry)
         except StoreError as error:
             log.warning("a manifest could not be read for the tables, its tree stands for it: %s", error)
+            self._unread_trees = True
             return None
 
     async def _blocking(self, call: Callable[[], Result]) -> Result:
