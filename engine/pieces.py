@@ -19,7 +19,7 @@ import xxhash
 import zstandard
 
 from engine.crash_sites import CrashSite, reached
-from engine.errors import FragmentMissing, PiecesDamaged, StoreError, UnknownFormat, WritesStopped
+from engine.errors import FragmentMissing, PiecesDamaged, StoreError, UnknownFormat, WritesStopped, WrongStore
 from engine.interfaces import Node
 
 VERSION = 1
@@ -152,6 +152,9 @@ class PieceReader:
         return found
 
 
+Accept = Callable[[PieceReader], object]  # raises PiecesDamaged or WrongStore unless it is what its name says
+
+
 def open_copy(node: Node, name: str, magic: bytes) -> PieceReader:
     """Raises PiecesDamaged, UnknownFormat, FragmentMissing, NodeUnavailable."""
     return PieceReader(lambda offset, length: node.read(name, offset, length), magic, f"{name} of {node.node_id}")
@@ -245,14 +248,21 @@ def _on(nodes: Mapping[str, Node], node_id: str, act: Callable[[Node], object]) 
 
 
 def heal_copies(
-    nodes: Mapping[str, Node], healthy: list[str], copies: int, name: str, magic: bytes, *, pay: Pay = free
+    nodes: Mapping[str, Node],
+    healthy: list[str],
+    copies: int,
+    name: str,
+    magic: bytes,
+    accept: Accept,
+    *,
+    pay: Pay = free,
 ) -> int:
     """Bring a piece file back to `copies` whole copies on healthy nodes; `healthy` is in
-    order of preference. A damaged copy is set aside first. Returns how many there are
-    then; nothing is written while no whole copy is found."""
+    order of preference. A copy that is damaged or not ours is set aside first. Returns how
+    many there are then; nothing is written while no whole copy is found."""
     whole: list[str] = []
     for node_id in [*healthy, *(node_id for node_id in nodes if node_id not in healthy)]:
-        if _is_whole(nodes.get(node_id), name, magic, pay):
+        if _is_whole(nodes.get(node_id), name, magic, accept, pay):
             whole.append(node_id)
     source = nodes.get(whole[0]) if whole else None
     good = [node_id for node_id in whole if node_id in healthy]
@@ -270,12 +280,13 @@ def heal_copies(
     return len(good)
 
 
-def _is_whole(node: Node | None, name: str, magic: bytes, pay: Pay) -> bool:
+def _is_whole(node: Node | None, name: str, magic: bytes, accept: Accept, pay: Pay) -> bool:
     if node is None:
         return False
     try:
+        accept(open_copy(node, name, magic))
         check_copy(node, name, magic, pay)
-    except PiecesDamaged as error:
+    except (PiecesDamaged, WrongStore) as error:
         logger.warning("%s", error)
         node.quarantine(name, str(error))
         return False
@@ -287,7 +298,7 @@ def _is_whole(node: Node | None, name: str, magic: bytes, pay: Pay) -> bool:
 
 
 def _copy(source: Node, target: Node, name: str, magic: bytes, pay: Pay) -> None:
-    scratch = name + WRITING
+    scratch = f"{name}.healing{WRITING}"  # its own: a checkpoint may be writing a copy of this beside us
     begin(target, scratch)
     offset = 0
     while some := source.read(name, offset, COPY_BYTES):

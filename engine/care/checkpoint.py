@@ -114,7 +114,7 @@ async def checkpoint_due(parts: Parts) -> str | None:
 
 def _due(nodes: dict[str, Node], first_lsn: int, applied_lsn: int, versions: int, keymap_bytes: int) -> str | None:
     found = snapshots.list_snapshots(nodes)
-    records = applied_lsn - next(iter(found), 0)
+    records = applied_lsn - max((lsn for lsn in found if lsn <= applied_lsn), default=0)
     if records >= max(limits.CHECKPOINT_RECORDS, versions // limits.CHECKPOINT_SHARE):
         return f"{records:,} records since the last index snapshot"
     files = list_files(nodes)
@@ -206,7 +206,7 @@ async def drop_journal_before(
     await parts.index.commit(DropJournal(before_lsn, copy.lsn, dead_chunks, as_of_lsn), ORIGIN)
     reached(CrashSite.JOURNAL_DROPPED)
     oldest_ns = time.time_ns() - int(retention_days * 86400 * 10**9)
-    result.freed_bytes = await anyio.to_thread.run_sync(work.delete, oldest_ns, archive_bytes_max)
+    result.freed_bytes = await anyio.to_thread.run_sync(work.delete, copy.lsn, oldest_ns, archive_bytes_max)
     return result
 
 
@@ -256,10 +256,10 @@ class _Dropping:
         choose = self._choose(first_lsn)
         pieces.write_copies(self._nodes, choose, self._copies, name, archive.MAGIC, make, pay=self._pay)
 
-    def delete(self, oldest_ns: int, archive_bytes_max: int) -> int:
+    def delete(self, snapshot_lsn: int, oldest_ns: int, archive_bytes_max: int) -> int:
         """What DropJournal made superfluous, on every node that is there."""
         freed = delete_dropped(self._nodes, self._store_id, self._before_lsn)
-        snapshots.prune_snapshots(self._nodes)
+        snapshots.prune_snapshots(self._nodes, snapshot_lsn)
         held = archive.list_archives(self._nodes)
         gone = archive.expired(self._nodes, self._store_id, before_ns=oldest_ns, bytes_max=archive_bytes_max)
         for covered in gone:

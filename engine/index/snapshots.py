@@ -213,17 +213,22 @@ def thin_snapshots(nodes: Mapping[str, Node], healthy: set[str], copies: int) ->
     return 0
 
 
-def heal_snapshots(nodes: Mapping[str, Node], healthy: list[str], copies: int) -> None:
+def heal_snapshots(nodes: Mapping[str, Node], healthy: list[str], copies: int, store_id: str) -> None:
     """Bring the newest snapshot back to `copies` whole copies."""
-    for lsn in list(list_snapshots(nodes))[:1]:
-        found = pieces.heal_copies(nodes, healthy, copies, snapshot_name(lsn), MAGIC)
-        if found < copies:
-            logger.warning("the index snapshot at LSN %d has %d copies on healthy nodes, not %d", lsn, found, copies)
+    lsn = next(iter(list_snapshots(nodes)), None)
+    if lsn is None:
+        return
+    name = snapshot_name(lsn)
+    found = pieces.heal_copies(nodes, healthy, copies, name, MAGIC, lambda reader: read_header(reader, name, store_id))
+    if found < copies:
+        logger.warning("the index snapshot at LSN %d has %d copies on healthy nodes, not %d", lsn, found, copies)
 
 
-def prune_snapshots(nodes: Mapping[str, Node]) -> None:
-    """Delete all but the newest KEPT; only once the newest stands on m+1 nodes."""
-    for lsn, holders in list(list_snapshots(nodes).items())[KEPT:]:
+def prune_snapshots(nodes: Mapping[str, Node], newest_lsn: int) -> None:
+    """Delete all older ones but the newest KEPT - 1 of them; once `newest_lsn` stands on m+1
+    nodes. What claims to be newer than that is left to scrub."""
+    older = {lsn: holders for lsn, holders in list_snapshots(nodes).items() if lsn < newest_lsn}
+    for lsn, holders in list(older.items())[KEPT - 1 :]:
         for node_id in holders:
             delete_quietly(nodes, node_id, snapshot_name(lsn))
 

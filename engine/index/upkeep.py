@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from engine import pieces
 from engine.index import snapshots
 from engine.interfaces import Node
 from engine.journal import archive
@@ -61,6 +60,6 @@ def repair(
         if len(holders) < copies and key != current:
             heal_file(nodes, key, store_id, copies, holders + sorted(healthy.difference(holders)))
     if snapshots.thin_snapshots(nodes, healthy, copies):
-        snapshots.heal_snapshots(nodes, sorted(healthy), copies)
+        snapshots.heal_snapshots(nodes, sorted(healthy), copies, store_id)
     for covered in _thin_archives(nodes, healthy, copies):
-        pieces.heal_copies(nodes, sorted(healthy), copies, archive.archive_name(*covered), archive.MAGIC)
+        archive.heal_archive(nodes, sorted(healthy), copies, covered, store_id)

@@ -144,6 +144,12 @@ def _records(node: Node, name: str, store_id: str) -> Iterator[Record]:
 # -- upkeep ------------------------------------------------------------------------
 
 
+def heal_archive(nodes: Mapping[str, Node], healthy: list[str], copies: int, covered: Range, store_id: str) -> int:
+    """As pieces.heal_copies()."""
+    name = archive_name(*covered)
+    return pieces.heal_copies(nodes, healthy, copies, name, MAGIC, lambda reader: read_header(reader, name, store_id))
+
+
 def expired(nodes: Mapping[str, Node], store_id: str, *, before_ns: int, bytes_max: int) -> list[Range]:
     """Archives written before `before_ns`, the oldest ones that together are over
     `bytes_max`, and those that lie wholly inside of another. What cannot be read stays."""

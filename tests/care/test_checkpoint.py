@@ -81,6 +81,25 @@ async def test_the_next_checkpoint_keeps_two_snapshots_and_every_archive(data: P
         await check(store, contents)
 
 
+async def test_a_file_that_claims_to_be_a_newer_snapshot_takes_nobodys_place(data: Path, tmp_path: Path) -> None:
+    async with open_store(data) as store:
+        contents = await fill(store, 1, small=5)
+        await checkpoint(store.parts, force=True)
+        bogus = [
+            path.with_name(f"{number:016x}.snapshot")
+            for path in node_files(data, "index/*")
+            for number in (2**40, 2**41)
+        ]
+        for path in bogus:
+            path.write_bytes(b"no snapshot")
+        result = await checkpoint(store.parts, force=True)
+        assert {path.name for path in node_files(data, "index/*")} >= {f"{result.snapshot_lsn:016x}.snapshot"}
+        assert all(path.exists() for path in bogus), "nothing is deleted on doubt"
+    forget_index(data)
+    async with open_store(data) as store:
+        await check(store, contents)
+
+
 SITES = [
     (CrashSite.JOURNAL_ROTATED, 1),
     (CrashSite.JOURNAL_EPOCH_OPENED, 1),
