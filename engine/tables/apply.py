@@ -12,6 +12,7 @@ Blocking; one thread at a time. Knows nothing of sockets or of where records com
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from engine.changes import (
@@ -352,3 +353,27 @@ class StateTables:
             return version.manifest
         whole = self.reader.version(version.bucket, version.key, version.version_id)
         return whole.manifest if whole is not None else Manifest()
+
+
+def mend(database: Database, reader: KeymapReader, load: LoadTree) -> None:
+    """Look again at versions and parts whose manifest's tree could not be read."""
+    select = """SELECT DISTINCT bucket, key, version_id, upload_id, part_number FROM chunk_references
+        WHERE is_tree AND length > 0"""
+    for owner in database.rows(select):
+        bucket, key, version_id, upload_id, number = owner
+        columns: tuple[str, ...] = ("bucket", "key", "version_id")
+        if version_id is not None:
+            version = reader.version(bucket, key, version_id)
+            manifest = None if version is None else version.manifest
+        else:
+            columns = ("upload_id", "part_number")
+            parts = reader.parts(upload_id, after=number - 1, limit=1)
+            manifest = parts[0].manifest if parts and parts[0].number == number else None
+        if manifest is None:
+            continue  # gone meanwhile: the feed tells
+        with database.transaction():
+            named = owner[:3] if version_id is not None else owner[3:]
+            database.delete("chunk_references", columns, [named])
+            rows = reference_rows(owner, manifest, load)
+            while some := list(islice(rows, REFERENCES_AT_ONCE)):
+                database.insert("chunk_references", some)

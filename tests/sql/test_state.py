@@ -7,13 +7,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
-from sql_lab import Lab, memory_nodes, opened
+from sql_lab import Lab, content_of, memory_nodes, opened
 from sql_world import World
 
-from engine.changes import Record
+from engine.changes import CreateBucket, PutVersion, Record
+from engine.errors import Unreadable
+from engine.manifests import encode_manifest
 from engine.tables.schema import TABLES, VIEWS
-from engine.types import NodeState, TreeEntry
+from engine.types import Content, Manifest, NodeState, TreeEntry
 
 pytestmark = pytest.mark.anyio
 SEEDS = int(os.environ.get("OBJFS_TEST_SEEDS", "3"))
@@ -134,3 +137,36 @@ async def test_tables_from_the_keymap_equal_tables_that_followed_every_record(tm
         loaded = await all_rows(lab)
     for name in RELATIONS:
         assert loaded[name] == followed[name], name
+
+
+async def test_a_manifest_that_could_not_be_read_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.tables.service.MEND_SECONDS", 0.05)
+    leaf, other = content_of(b"leaf" * 50), content_of(b"other" * 50)
+    node = Manifest([*leaf.manifest.entries, *other.manifest.entries])
+    text = encode_manifest(node)
+    (chunk,) = content_of(text).new_chunks
+    tree = Manifest([TreeEntry(chunk.chunk_id, len(text), node.length)])
+    readable = False
+
+    async def load_tree(entry: TreeEntry) -> Manifest:
+        if not readable:
+            raise Unreadable("two nodes too many are away")
+        return node
+
+    select = "SELECT chunk_id, length, is_tree FROM chunk_references ORDER BY ordinal"
+    async with opened(tmp_path, memory_nodes(), load_tree=load_tree) as lab:
+        await lab.commit(CreateBucket("bbb"))
+        content = Content(tree, [chunk, *leaf.new_chunks, *other.new_chunks])
+        await lab.commit(PutVersion("bbb", "k", content, "etag"))
+        assert [(row["length"], row["is_tree"]) for row in await lab.rows(select)] == [(node.length, True)]
+        readable = True
+        with anyio.fail_after(20):
+            while len(await lab.rows(select)) < 3:  # noqa: ASYNC110  # nothing tells but the rows
+                await anyio.sleep(0.05)
+        assert [(row["length"], row["is_tree"]) for row in await lab.rows(select)] == [
+            (0, True),
+            (200, False),
+            (250, False),
+        ]
