@@ -12,7 +12,7 @@ import pytest
 from sql_lab import Lab, content_of, memory_nodes, opened
 from sql_world import World
 
-from engine.changes import CreateBucket, PutVersion, Record
+from engine.changes import CreateBucket, CreateUpload, PutPart, PutVersion, Record
 from engine.errors import Unreadable
 from engine.manifests import encode_manifest
 from engine.tables.schema import TABLES, VIEWS
@@ -155,18 +155,18 @@ async def test_a_manifest_that_could_not_be_read_is_looked_at_again(
             raise Unreadable("two nodes too many are away")
         return node
 
-    select = "SELECT chunk_id, length, is_tree FROM chunk_references ORDER BY ordinal"
+    select = "SELECT length, is_tree FROM chunk_references ORDER BY upload_id NULLS FIRST, ordinal"
+    as_read = [(0, True), (200, False), (250, False)]
     async with opened(tmp_path, memory_nodes(), load_tree=load_tree) as lab:
         await lab.commit(CreateBucket("bbb"))
         content = Content(tree, [chunk, *leaf.new_chunks, *other.new_chunks])
         await lab.commit(PutVersion("bbb", "k", content, "etag"))
-        assert [(row["length"], row["is_tree"]) for row in await lab.rows(select)] == [(node.length, True)]
+        upload_id = (await lab.commit(CreateUpload("bbb", "part"))).upload_id
+        assert upload_id is not None
+        await lab.commit(PutPart("bbb", "part", upload_id, 3, content, bytes(16)))
+        assert [tuple(row.values()) for row in await lab.rows(select)] == [(node.length, True)] * 2
         readable = True
         with anyio.fail_after(20):
-            while len(await lab.rows(select)) < 3:  # noqa: ASYNC110  # nothing tells but the rows
+            while len(await lab.rows(select)) < 6:  # noqa: ASYNC110  # nothing tells but the rows
                 await anyio.sleep(0.05)
-        assert [(row["length"], row["is_tree"]) for row in await lab.rows(select)] == [
-            (0, True),
-            (200, False),
-            (250, False),
-        ]
+        assert [tuple(row.values()) for row in await lab.rows(select)] == as_read * 2
