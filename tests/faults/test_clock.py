@@ -32,15 +32,15 @@ async def put(store: Store, content: bytes) -> int:
         await writer.write(content)
         result = await store.commit(PutVersion("bucket", "key", await writer.finish(), etag="e"), ORIGIN)
     assert result.version is not None
-    return result.version.created_ns
+    return result.version.last_modified_ns
 
 
 async def check(store: Store, times: list[int], newest: bytes) -> None:
     assert times == sorted(set(times)), "record times rise, whatever the clock does"
     head = store.keymap.head("bucket", "key")
-    assert head is not None and head.created_ns == times[-1]
+    assert head is not None and head.last_modified_ns == times[-1]
     assert bytes(await store.read_range(head.manifest, 0, head.size)) == newest
-    shown = [version.created_ns for version in store.keymap.list_versions("bucket").versions]
+    shown = [version.last_modified_ns for version in store.keymap.list_versions("bucket").versions]
     assert shown == times[::-1], "versions are listed newest first"
 
 
