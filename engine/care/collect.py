@@ -35,7 +35,7 @@ from engine.care.lock import care_lock
 from engine.care.marking import Mark, marking
 from engine.care.moving import move_chunks
 from engine.care.pace import Meter, Progress, Report, Throttle, silent
-from engine.care.sweep import Swept, delete_fragments, list_fragments, sweep_files
+from engine.care.sweep import delete_fragments, sweep
 from engine.care.victims import Victim, choose_segments, moved_bytes, pages, rounds, weigh
 from engine.changes import AbortUpload, Condemn, DeleteSegments, Origin, Spare
 from engine.crash_sites import CrashSite, reached
@@ -44,7 +44,6 @@ from engine.errors import (
     FragmentCorrupt,
     NodeFull,
     NoSuchUpload,
-    StoreError,
     Unreadable,
     WritesStopped,
 )
@@ -378,24 +377,6 @@ class _Collection:
         self._result.leftover_files += swept.files
         self._result.freed_bytes += swept.freed_bytes
         self._result.quarantined_files += swept.quarantined
-
-
-async def sweep(parts: Parts) -> Swept:
-    """Every node that is there (see engine.care.sweep). Under the care lock."""
-    swept = Swept()
-    for node_id, node in sorted(parts.nodes.nodes.items()):
-        try:
-            names = await anyio.to_thread.run_sync(list_fragments, node)
-            with parts.index.keymap.snapshot() as reader:
-                found = await anyio.to_thread.run_sync(
-                    sweep_files, reader, node, names, parts.descriptor.store_id, dict(parts.nodes.nodes)
-                )
-        except StoreError:
-            if parts.nodes.nodes.get(node_id) is node:
-                raise
-            continue  # it went away meanwhile
-        swept.add(found)
-    return swept
 
 
 def _is_open(segment: Segment | None) -> bool:

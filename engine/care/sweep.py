@@ -6,8 +6,8 @@ Nothing is deleted on doubt: a file goes only if its own header says it is this 
 and the index knows that its segment was deleted, or has the same fragment whole
 elsewhere. Files of segments nobody knows are set aside.
 
-Blocking functions for worker threads, under the care lock: whoever moves or rebuilds
-fragments must not run beside them.
+Under the care lock: whoever moves or rebuilds fragments must not run beside it. All but
+sweep() are blocking functions for worker threads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
+import anyio.to_thread
 from msgspec import Struct
 
 from engine.crash_sites import CrashSite, reached
@@ -25,6 +27,9 @@ from engine.segments.format import FILE_HEADER_BYTES, decode_file_header, fragme
 from engine.segments.rebuild import SCRATCH
 from engine.segments.recovery import missing_fragments
 from engine.types import Segment, SegmentState
+
+if TYPE_CHECKING:  # opening.py runs maintenance, which sweeps
+    from engine.opening import Parts
 
 _NAME = re.compile(r"segments/[0-9a-f]{2}/([0-9a-f]{16})\.(\d{1,5})")
 FOLDER = "segments/"
@@ -60,6 +65,24 @@ def delete_fragments(segments: Iterable[Segment], nodes: Mapping[str, Node]) -> 
                 continue  # it was one of those not whole
             except StoreError as error:
                 logger.warning("fragment %d of segment %016x stays for now: %s", index, segment.segment_id, error)
+    return swept
+
+
+async def sweep(parts: Parts) -> Swept:
+    """Every node that is there. The care lock is held."""
+    swept = Swept()
+    for node_id, node in sorted(parts.nodes.nodes.items()):
+        try:
+            names = await anyio.to_thread.run_sync(list_fragments, node)
+            with parts.index.keymap.snapshot() as reader:
+                found = await anyio.to_thread.run_sync(
+                    sweep_files, reader, node, names, parts.descriptor.store_id, dict(parts.nodes.nodes)
+                )
+        except StoreError:
+            if parts.nodes.nodes.get(node_id) is node:
+                raise
+            continue  # it went away meanwhile
+        swept.add(found)
     return swept
 
 

@@ -15,8 +15,9 @@ from test_collection import content_of, delete, get, opened, put, segment_bytes
 
 from engine import limits
 from engine.care import collect as collecting
-from engine.care.collect import collect, sweep
+from engine.care.collect import collect
 from engine.care.lock import care_lock
+from engine.care.sweep import sweep
 from engine.changes import CreateUpload, Origin, PutPart, PutVersion
 from engine.crash_sites import CrashSite, watch
 from engine.errors import CollectionStopped, NoSuchUpload
@@ -369,3 +370,22 @@ async def test_a_misplaced_fragment_goes_only_if_its_own_place_is_whole(data: Pa
             assert (await sweep(store.parts)).files == 1
         assert name not in list(other.list("segments/"))
         assert await get(store, "kept") == content_of(1)
+
+
+async def test_a_node_that_was_away_is_swept_when_it_is_back(data: Path) -> None:
+    async with opened(data) as store:
+        await put(store, "gone", content_of(1))
+        await put(store, "kept", content_of(2))
+        await store.parts.plane.seal()
+        (data / "nodes" / "2").rename(data / "away")
+        with anyio.fail_after(30):
+            while store.parts.nodes.nodes.keys() == {"node1", "node2", "node3"}:  # noqa: ASYNC110  # maintenance looks
+                await anyio.sleep(0.05)
+        await delete(store, "gone")
+        await delete(store, "kept")
+        await collect(store.parts)
+        assert list((data / "away").glob("segments/*/*")) and segment_bytes(data) == 0
+        (data / "away").rename(data / "nodes" / "2")
+        with anyio.fail_after(30):
+            while segment_bytes(data):  # noqa: ASYNC110  # maintenance sweeps
+                await anyio.sleep(0.05)
