@@ -18,14 +18,16 @@ import anyio
 import anyio.to_thread
 
 from engine import measured
+from engine.care.lock import care_lock
 from engine.care.repair import BYTES_PER_SECOND, GRACE_SECONDS, RETURNED, Plan, make_plan, misses, repair
+from engine.care.sweep import sweep
 from engine.changes import FragmentsDamaged, Origin, SetNode
-from engine.errors import PreconditionFailed, StoreError
+from engine.errors import PreconditionFailed, StoreError, StoreInUse
 from engine.index.local import LocalIndex
 from engine.interfaces import KeymapReader, Node
 from engine.nodeset import NodeSet
 from engine.segments.recovery import looks_whole, recover_segment
-from engine.types import NodeEntry, NodeState, SegmentState
+from engine.types import NodeEntry, NodeState, SegmentLocation, SegmentState
 
 if TYPE_CHECKING:  # opening.py runs this
     from engine.opening import Parts
@@ -51,6 +53,8 @@ class Maintenance:
         self._given_up: dict[int, float] = {}  # segment that can't be repaired → when to try again
         self._looked_at = (-1, -1)  # LSN and change of nodes the last look for work was at
         self._node_changes = 0
+        self._unswept = False  # a node came back
+        self._fresh = True  # nobody has looked at the nodes yet
 
     async def run(self, parts: Parts) -> None:
         """Until cancelled. A failed round is logged and tried again."""
@@ -88,7 +92,9 @@ class Maintenance:
                     self._detection_seconds = time.monotonic() - self._seen_good[place.node_id]
                 await self.set_state(place, state)
                 changed = True
-        if changed:
+        # A crash may have left copies of the journal, a snapshot or an archive on fewer than m+1 nodes.
+        fresh, self._fresh = self._fresh, False
+        if changed or (fresh and await self._index.journal_under_redundancy()):
             await self._index.repair_journal()
 
     def _next_state(self, place: NodeEntry, problem: str | None) -> NodeState:
@@ -115,14 +121,23 @@ class Maintenance:
         async with self._sealing:
             for segment in self._index.keymap.open_segments():
                 if owner in (None, segment.owner):
-                    sealed = await anyio.to_thread.run_sync(recover_segment, segment, self._nodes.nodes)
+                    # At opening all that was ever committed is in the keymap; later some may be on its way.
+                    named_to = self._named_to(segment.segment_id) if owner is None else None
+                    sealed = await anyio.to_thread.run_sync(recover_segment, segment, self._nodes.nodes, named_to)
                     await self._index.commit(sealed, ORIGIN)
+
+    def _named_to(self, segment_id: int) -> int:
+        """Where the last stripe begins that a chunk lies in; -1: none does."""
+        locations = [chunk.location for chunk in self._index.keymap.chunks_in(segment_id)]
+        return max((one.stripe_offset for one in locations if isinstance(one, SegmentLocation)), default=-1)
 
     async def _repairing(self, parts: Parts) -> None:
         while True:
             try:
                 if self._may_have_work():
                     await self.repair(parts)
+                if self._unswept:
+                    await self._sweep(parts)
             except (StoreError, OSError) as error:
                 logger.warning("repair: %s", error)
             await anyio.sleep(WATCH_SECONDS)
@@ -173,9 +188,20 @@ class Maintenance:
             given_up = dict(self._given_up)
             await self.set_state(place, NodeState.HEALTHY)
             self._given_up = given_up
-            changed = True
+            self._unswept = changed = True
         if changed:
             await self._index.repair_journal()
+
+    async def _sweep(self, parts: Parts) -> None:
+        """A node that was away may bring back files of segments that were deleted since."""
+        try:
+            async with care_lock(parts.data, "a sweep", wait=False):
+                swept = await sweep(parts)
+        except StoreInUse:
+            return  # other care is at work: next time
+        self._unswept = False
+        if swept.files or swept.quarantined:
+            logger.warning("deleted %d leftover files, set aside %d unknown ones", swept.files, swept.quarantined)
 
 
 async def _note(parts: Parts, **figures: float) -> None:
