@@ -13,7 +13,14 @@ from engine.changes import SetNode
 from engine.crash_sites import CrashSite, reached
 from engine.errors import StoreError
 from engine.maintenance import ORIGIN
-from engine.nodes.descriptor import NodeDescriptor, read_store_descriptor, write_node_descriptor, write_store_descriptor
+from engine.nodes.descriptor import (
+    NODE_DESCRIPTOR_NAME,
+    NodeDescriptor,
+    read_node_descriptor,
+    read_store_descriptor,
+    write_node_descriptor,
+    write_store_descriptor,
+)
 from engine.opening import Parts
 from engine.types import NodeEntry, NodeState
 
@@ -41,10 +48,12 @@ def _take_place(parts: Parts, place: NodeEntry, target: str) -> NodeEntry:
     directory = Path(target)
     if not directory.is_dir():
         raise StoreError(f"{target} is no directory; make or mount it first")
-    if any(entry.name != "lost+found" for entry in directory.iterdir()):
-        raise StoreError(f"{target} is not empty; empty it or name another directory")
     replaced = msgspec.structs.replace(place, path=target, generation=place.generation + 1)
     descriptor = read_store_descriptor(parts.data)
+    names = {entry.name for entry in directory.iterdir() if not entry.name.startswith(f".{NODE_DESCRIPTOR_NAME}.")}
+    names.discard("lost+found")
+    if names and not (names == {NODE_DESCRIPTOR_NAME} and _was_begun(directory, descriptor.store_id, replaced)):
+        raise StoreError(f"{target} is not empty; empty it or name another directory")
     write_node_descriptor(
         directory,
         NodeDescriptor(
@@ -66,3 +75,12 @@ def _take_place(parts: Parts, place: NodeEntry, target: str) -> NodeEntry:
     write_store_descriptor(parts.data, msgspec.structs.replace(descriptor, nodes=places))
     reached(CrashSite.NODE_PLACED)
     return replaced
+
+
+def _was_begun(directory: Path, store_id: str, replaced: NodeEntry) -> bool:
+    """Whether the directory holds nothing but what a replacement that a crash cut short left."""
+    try:
+        found = read_node_descriptor(directory, store_id)
+    except StoreError:
+        return False
+    return (found.node_id, found.generation) == (replaced.node_id, replaced.generation)

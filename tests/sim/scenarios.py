@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ import anyio
 from engine.care.checkpoint import checkpoint
 from engine.care.collect import collect, sweep
 from engine.care.repair import repair
+from engine.care.scrub import scrub
+from engine.care.sweep import Swept
 from engine.changes import CreateBucket, DeleteKey, FragmentsDamaged, Origin, PutVersion
 from engine.crash_sites import CrashSite
 from engine.index.snapshots import KEPT, list_snapshots
@@ -29,6 +31,7 @@ from engine.pieces import WRITING
 from engine.segments.format import fragment_name
 from engine.store import Opening, Store, init_store, open_store
 from engine.types import NodeState, Segment, SegmentState
+from sim.checks import Violation, check_books
 from sim.disk import ProcessEnded
 from sim.faults import _verifies
 from sim.machine import Machine
@@ -38,7 +41,7 @@ BUCKET = "bucket"
 LAYOUTS = ((2, 1, 4), (2, 2, 5), (4, 2, 7))  # k, m and one node more than they need
 SMALL, LARGE = 300, 20_000  # rides in the journal; takes several stripes
 HEAL_SECONDS = 1500
-DATA_NAMES = {"store.json", "store.key", "credentials", "lock", "care.lock", "index"}
+DATA_NAMES = {"store.json", "store.key", "credentials", "lock", "care.lock", "scrub.lock", "measured.json", "index"}
 INDEX_NAMES = ("keymap.sqlite", "page", "pins", "index.sock")
 
 
@@ -153,11 +156,11 @@ class Play:
         for key, asked in self.keys.items():
             head = store.keymap.head(BUCKET, key)
             found = None if head is None else b"".join([bytes(some) async for some in store.read(head.manifest)])
-            assert found in asked.contents, f"{key} is not what was answered, nor what was in flight"
-            assert (key in listed) == (found is not None)
+            if found not in asked.contents or (key in listed) != (found is not None):
+                raise Violation(f"{key} is not what was answered, nor what was in flight")
             asked.contents, asked.unsynced = [found], None
-        assert set(listed) <= set(self.keys)
-        assert await store.fsck() == []
+        _nothing_of("keys nobody wrote", sorted(set(listed).difference(self.keys)))
+        await check_books(store)
 
     def missing_fragments(self) -> list[str]:
         """Of all segments: what is not whole where the index says it is."""
@@ -170,7 +173,8 @@ class Play:
                 continue
             found += [f"{name} lost {index}" for index in segment.fragments_lost]
             for index, node_id in enumerate(segment.node_ids):
-                file = self.machine.disks[paths[node_id]].files.get(fragment_name(segment.segment_id, index))
+                disk = self.machine.disks.get(paths[node_id])  # none: nobody has looked at it yet
+                file = disk.files.get(fragment_name(segment.segment_id, index)) if disk is not None else None
                 if file is None or len(file.content) != segment.size:
                     found.append(f"{name} has no whole fragment {index} on {node_id}")
                 elif not _verifies(segment, index, bytes(file.content)):
@@ -196,7 +200,7 @@ class Play:
             if not await self.unsettled():
                 return
             await anyio.sleep(1)
-        raise AssertionError(f"after {HEAL_SECONDS} s: {await self.unsettled()}")
+        _nothing_of(f"after {HEAL_SECONDS} s without faults", await self.unsettled())
 
     def strays(self) -> list[str]:
         """Files nobody has a use for, on the nodes and in DATA."""
@@ -234,17 +238,24 @@ class Play:
         await self.put("afterwards large", LARGE)
         await self.settle()
         parts = self.store.parts
-        assert (await repair(parts)).left == []
+        _nothing_of("repair left", (await repair(parts)).left)
         collected = await collect(parts, compact=True)
-        assert (collected.spared, collected.unsealed) == (0, []), collected
-        assert (await checkpoint(parts, force=True)).notes == []
+        _nothing_of("collection spared", [*collected.reasons, *collected.unsealed])
+        _nothing_of("the checkpoint says", (await checkpoint(parts, force=True)).notes)
         await collect(parts, compact=True)
+        scrubbed = await scrub(parts)
+        _nothing_of("scrub found", [*scrubbed.damaged, *scrubbed.unreadable, *scrubbed.problems, *scrubbed.absent])
         swept = await sweep(parts)
-        assert (swept.files, swept.quarantined) == (0, 0), swept
-        assert parts.index.keymap.condemned() == {}
+        _nothing_of("a second sweep found", [swept] * (swept != Swept()))
+        _nothing_of("still condemned", list(parts.index.keymap.condemned()))
         await self.settle()
-        assert self.strays() == []
+        _nothing_of("files nobody has a use for", self.strays())
         await self.check()
+
+
+def _nothing_of(what: str, found: Sequence[object]) -> None:
+    if found:
+        raise Violation(f"{what}: {', '.join(map(str, found))}")
 
 
 # -- scripts ---------------------------------------------------------------------------
