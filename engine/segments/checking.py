@@ -115,7 +115,7 @@ class SegmentCheck:
         missing = [index for index in range(k) if index not in sources]
         made = recompute({index: good[index] for index in sources}, sorted({*missing, *others}), k, m, code)
         data = b"".join([good[index] if index in sources else made[index] for index in range(k)])
-        return data, [index for index in others if memoryview(made[index]) != good[index]]
+        return data, [index for index in others if not _same(made[index], good[index])]
 
     def _find_liar(self, stripe: SweptStripe, reason: str) -> None:
         """All checksums hold, but the frames do not: some fragments were written wrong, or
@@ -142,6 +142,11 @@ class SegmentCheck:
     def _mark(self, stripe: SweptStripe, indexes: Iterable[int], reason: str) -> None:
         for index in indexes:
             self.damaged.setdefault(index, f"at {stripe.offset}: {reason}")
+
+
+def _same(one: Buffer, other: Buffer) -> bool:
+    """As memcmp says; memoryviews alone are compared item by item."""
+    return (one if isinstance(one, bytearray) else bytearray(one)) == other
 
 
 def check_frames(

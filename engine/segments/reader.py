@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from msgspec import Struct
 
 from engine.coding import decode
-from engine.errors import FragmentCorrupt, FragmentMissing, StoreError, UnknownFormat, Unreadable
+from engine.errors import FragmentCorrupt, FragmentMissing, NodeUnavailable, StoreError, Unreadable
 from engine.frames import verify_frame
 from engine.interfaces import Node
 from engine.segments.format import (
@@ -113,7 +113,7 @@ def read_stripe(
             good[index] = read_fragment(segment, index, offset, length, node).payload
         except StoreError as error:
             problems.append(str(error))
-            if not isinstance(error, UnknownFormat):  # whether it is the file or its node is found out there
+            if _is_of_the_file(error, node):
                 report_rot(segment.segment_id, index, offset, str(error))
         if len(good) == segment.k:
             return decode(good, segment.k, segment.m, segment.code)
@@ -121,6 +121,17 @@ def read_stripe(
         f"segment {segment.segment_id:016x} has {len(good)} good fragments of the {segment.k} needed at {offset}: "
         + "; ".join(problems)
     )
+
+
+def _is_of_the_file(error: StoreError, node: Node) -> bool:
+    """Whether the file is damaged, on a node that is there: a bad sector is, too."""
+    if isinstance(error, NodeUnavailable):
+        try:
+            node.check()
+        except StoreError:
+            return False
+        return True
+    return isinstance(error, FragmentCorrupt | FragmentMissing)
 
 
 def _read_stripe_frames(

@@ -34,7 +34,7 @@ from engine.segments.format import (
 )
 from engine.types import Segment, SegmentState
 
-WINDOW_BYTES = 8 * 1024**2  # of all files together, at least two stripes of each
+WINDOW_BYTES = 3 * 1024**2  # of all files together, at least two stripes of each: fits the processor's caches
 SEARCH_BYTES = 1024**2
 
 
