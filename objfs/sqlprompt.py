@@ -77,8 +77,11 @@ RELATIONS = (
     "chunk_references",
     "segments",
     "fragments",
+    "protection",
+    "chunk_protection",
     "nodes",
     "users",
+    "store_journal",
 )
 
 

@@ -147,11 +147,10 @@ class Database:
             [schema.SCHEMA_VERSION, self.store_id, self.m],
         )
 
-    def reopen(self, *, anew: bool) -> None:
-        """Close and open the file; `anew`: an empty one in its place. No cursor may be open."""
+    def restart(self) -> None:
+        """Put an empty file in the place of this one. No cursor may be open."""
         self._connection.close()
-        if anew:
-            self._delete_files()
+        self._delete_files()
         self._connection = self._open()
 
     # -- writing: one thread at a time ---------------------------------------------

@@ -87,7 +87,8 @@ class TablesService:
         self._session = anyio.CancelScope()
         self._renewals = 0  # how often the tables were begun again; a query notices
         self._damages = 0
-        self._anew: bool | None = None  # how the file is to be opened again: None: not at all
+        self._damaged = False  # the file is to be replaced by an empty one
+        self._to_load = False  # whatever the file says
         self._pending: deque[FeedBatch] = deque()
         self._pending_records = 0
         self._received_lsn = 0
@@ -143,7 +144,7 @@ class TablesService:
                     except TablesDamaged as damage:
                         failure = str(damage)
                         if renewals == self._renewals:
-                            self._stop_session(failure, anew=True)
+                            self._stop_session(failure, damaged=True)
                         continue
                     except QueryFailed:
                         if renewals == self._renewals:
@@ -182,15 +183,16 @@ class TablesService:
 
     async def _work(self, database: Database) -> None:
         """A session: from tables of any kind to tables that follow the feed."""
-        if not await self._follows(database):
+        if self._to_load or not await self._follows(database):
             log.info("the tables at %s are loaded from the keymap", self._path)
             await self._load(database)
+            self._to_load = False
         self._received_lsn = database.applied_lsn
         if database.state_lsn == database.applied_lsn:
             self._settled_lsn = database.applied_lsn
         self._notify()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._follow, database)
+            tasks.start_soon(self._follow)
             tasks.start_soon(self._write, database)
             tasks.start_soon(self._recall, database)
             tasks.start_soon(self._mend, database)
@@ -211,11 +213,10 @@ class TablesService:
             last = await self._fingerprint_at(lsn) if lsn else ""
             await self._changing(lambda: load(database, reader, self._load_now, last))
 
-    def _stop_session(self, reason: str, *, anew: bool | None) -> None:
-        """End the session; the next one begins with the file as it is (None), opened again,
-        or with an empty one."""
+    def _stop_session(self, reason: str, *, damaged: bool = False) -> None:
+        """End the session; the next one begins with the keymap's state."""
         log.warning("the tables at %s are begun again: %s", self._path, reason)
-        self._anew = anew
+        self._damaged, self._to_load = damaged, True
         self._renewals += 1
         self._settled_lsn = 0
         self._recalled = False
@@ -224,14 +225,14 @@ class TablesService:
     async def _begin_again(self, database: Database) -> None:
         self._pending.clear()
         self._pending_records = 0
-        if self._anew is None:
+        if not self._damaged:
             return
         while self._cursors:  # the file can be deleted only once nobody has it open
             for cursor in self._cursors:
                 cursor.interrupt()
             await anyio.sleep(0.05)
-        anew = self._anew
-        await self._blocking(lambda: database.reopen(anew=anew))
+        await self._blocking(database.restart)
+        self._damaged = False
 
     async def _changing(self, call: Callable[[], Result]) -> Result:
         """A call that writes. Whatever DuckDB cannot do with this file it may do with a new one."""
@@ -241,7 +242,7 @@ class TablesService:
             self._damages += 1
             if lacks_room(error) or self._damages > DAMAGES_MAX:
                 raise
-            self._stop_session(statements.one_line(error), anew=True)
+            self._stop_session(statements.one_line(error), damaged=True)
             await anyio.sleep_forever()
             raise
         self._damages = 0
@@ -249,17 +250,17 @@ class TablesService:
 
     # -- taking from the feed --------------------------------------------------------
 
-    async def _follow(self, database: Database) -> None:
+    async def _follow(self) -> None:
+        fell_at = -1
         while True:
-            if self._received_lsn + 1 < self._index.keymap.journal_first_lsn():
-                self._stop_session("the journal has left them behind", anew=None)
+            if self._received_lsn + 1 < self._index.keymap.journal_first_lsn() or fell_at == self._received_lsn:
+                self._stop_session("the journal does not go on where they end")
                 return
             async with aclosing(self._feed(self._received_lsn + 1)) as feed:
                 async for batch in feed:
-                    if batch.dropped:
+                    if batch.dropped or batch.first_lsn > self._received_lsn + 1:
                         log.warning("the tables fell out of the change feed at LSN %d; reading on", self._received_lsn)
-                        break
-                    if batch.first_lsn > self._received_lsn + 1:
+                        fell_at = self._received_lsn
                         break
                     await self._take(batch)
             await anyio.sleep(RESUBSCRIBE_SECONDS)

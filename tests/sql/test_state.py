@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from sql_lab import Lab, content_of, memory_nodes, opened
 from sql_world import World
@@ -170,3 +171,27 @@ async def test_a_manifest_that_could_not_be_read_is_looked_at_again(
             while len(await lab.rows(select)) < 6:  # noqa: ASYNC110  # nothing tells but the rows
                 await anyio.sleep(0.05)
         assert [tuple(row.values()) for row in await lab.rows(select)] == as_read * 2
+
+
+async def test_tables_that_fall_out_of_the_feed_for_good_are_loaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path, memory_nodes()) as lab:
+        await lab.commit(CreateBucket("bbb"))
+        assert len(await lab.rows("FROM buckets")) == 1
+        subscribe, falls = lab.index.subscribe, []
+
+        async def falling(*, subscriber_id: str, confirms: bool, from_lsn: int | None = None) -> AsyncIterator[Any]:
+            async for batch, confirm in subscribe(subscriber_id=subscriber_id, confirms=confirms, from_lsn=from_lsn):
+                if len(falls) < 8:
+                    falls.append(batch.first_lsn)
+                    yield msgspec.structs.replace(batch, records=[], touched=[], dropped=True), confirm
+                    return
+                yield batch, confirm
+
+        monkeypatch.setattr(lab.index, "subscribe", falling)
+        lab.service._session.cancel()  # the next session follows a feed that drops it
+        for number in range(5):
+            await lab.commit(CreateBucket(f"bucket{number}"))
+            assert len(await lab.rows("FROM buckets")) == number + 2
+        assert falls
