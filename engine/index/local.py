@@ -27,6 +27,7 @@ from engine.care.reserve import LEND_BYTES, Reserve
 from engine.changes import Change, CommitResult, Condemn, Origin, Record, SetNode, Touched
 from engine.crash_sites import CrashSite, reached
 from engine.errors import IndexUnavailable, JournalCorrupt, StoreError, WritesStopped
+from engine.file_sums import mark_damaged
 from engine.index import upkeep
 from engine.index.feed import FeedHub, without_duplicates
 from engine.index.page import PageWriter
@@ -42,7 +43,7 @@ from engine.keymap.apply import decide, idempotent, recount, remember
 from engine.keymap.chunks import move_riding, place_chunks
 from engine.keymap.reader import SqliteKeymap
 from engine.keymap.schema import set_state
-from engine.keymap.soundness import KeymapCheck, close_soundly
+from engine.keymap.soundness import KeymapCheck, close_soundly, is_damage
 from engine.types import JournalLocation, NodeEntry, NodeState
 
 REPLAY_RECORDS = 500  # of the journal, per feed batch of a subscriber that catches up
@@ -556,6 +557,17 @@ class LocalIndex:
         await anyio.to_thread.run_sync(close_soundly, self._db, self._path)
 
 
+async def _run(index: LocalIndex, path: Path) -> None:
+    """An index that meets damage in its keymap leaves word for the next one."""
+    try:
+        await index.run()
+    except* sqlite3.DatabaseError as group:
+        damage = group.subgroup(is_damage)
+        if damage is not None:
+            await anyio.to_thread.run_sync(mark_damaged, path, "SQLite could not read it")
+        raise
+
+
 async def _finish_check(check: KeymapCheck) -> None:
     """Raises KeymapDamaged, which ends the index; the next open builds the keymap again."""
     problem = await anyio.to_thread.run_sync(check.run, abandon_on_cancel=True)
@@ -603,7 +615,7 @@ async def open_local_index(
     )
     index.distrust(opened.nodes_behind)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(index.run)
+        tasks.start_soon(_run, index, path)
         if opened.check is not None:
             tasks.start_soon(_finish_check, opened.check)
         try:

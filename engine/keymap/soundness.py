@@ -53,11 +53,12 @@ class KeymapCheck:
 
     def begin(self) -> KeymapCheck | None:
         """None if it was small and is done. Raises KeymapDamaged."""
-        # While this reader looks at the file as it is now, SQLite writes only beside it.
         self._reader = open_reader(self._path)
-        self._reader.execute("BEGIN")
-        self._reader.execute("SELECT count(*) FROM meta").fetchone()
-        if self._expected is None and self._path.stat().st_size <= LOOK_AT_ONCE_BYTES:
+        if self._expected is not None:
+            # While this reader looks at the file as it is now, SQLite writes only beside it.
+            self._reader.execute("BEGIN")
+            self._reader.execute("SELECT count(*) FROM meta").fetchone()
+        elif self._path.stat().st_size <= LOOK_AT_ONCE_BYTES:
             problem = self.run()
             if problem is not None:
                 raise KeymapDamaged(f"{self._path}: {problem}")
@@ -72,12 +73,19 @@ class KeymapCheck:
             if self._expected is not None:
                 found = sum_file(self._path, self._stopping.is_set)
                 return None if found in (None, self._expected) else "it does not have the checksum it was closed with"
-            (problem,) = reader.execute("PRAGMA quick_check(1)").fetchone()
-            return None if problem == "ok" else str(problem)
+            return self._look_over(reader)
         except sqlite3.DatabaseError as error:
             return None if self._stopping.is_set() else str(error)
         finally:
             reader.close()
+
+    def _look_over(self, reader: sqlite3.Connection) -> str | None:
+        tables = reader.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+        for (table,) in tables:  # one after the other: SQLite's WAL grows while one is read
+            (problem,) = reader.execute(f"PRAGMA quick_check({table})").fetchone()
+            if problem != "ok":
+                return str(problem)
+        return None
 
     def stop(self) -> None:
         self._stopping.set()
@@ -91,6 +99,11 @@ class KeymapCheck:
         """Keep the next open from using the file; returns what to raise."""
         mark_damaged(self._path, problem)
         return KeymapDamaged(f"{self._path} is damaged ({problem}); it is rebuilt when the store is opened again")
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether SQLite says that the file is not whole, and not that there is no room or a bug."""
+    return type(error) is sqlite3.DatabaseError
 
 
 def close_soundly(db: sqlite3.Connection, path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import sqlite3
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,6 +212,24 @@ async def test_a_large_keymap_is_checked_while_it_is_served(data: Path, monkeypa
     async with open_store(data) as store:
         await check(store, contents)
     assert dump(data) == rows
+
+
+async def test_damage_met_while_serving_is_told_to_the_next_open(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents, rows = await make_full(data)
+
+    def malformed(*arguments: object, **named: object) -> None:
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    with monkeypatch.context() as harmed:
+        harmed.setattr("engine.index.local.decide", malformed)
+        with pytest.raises(BaseException) as raised:
+            async with open_store(data) as store:
+                await fill(store, 9, small=1)
+    assert "malformed" in "".join(traceback.format_exception(raised.value))
+    async with open_store(data) as store:
+        await check(store, contents)
+    assert (data / "index" / "keymap.sqlite.damaged").exists()
+    assert _without_nodes(dump(data)) == _without_nodes(rows)
 
 
 async def _forever() -> None:
