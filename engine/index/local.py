@@ -493,9 +493,9 @@ class LocalIndex:
 
     async def _sync(self) -> None:
         while True:
-            if self._durable_lsn >= self._log.end_lsn:
+            if self._durable_lsn >= self._log.written_lsn:
                 self._ordered = anyio.Event()
-                if self._durable_lsn >= self._log.end_lsn:
+                if self._durable_lsn >= self._log.written_lsn:
                     await self._ordered.wait()
             await self._gather()
             epoch = self._log.epoch
