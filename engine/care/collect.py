@@ -134,7 +134,7 @@ class _Collection:
             last_lsn = await self._parts.index.rotate_journal()
         async with marking(self._parts, report=self._report) as mark:
             await mark.extend()  # marking takes its time, and what was written meanwhile is not dead
-            dead, mixed = await choose_segments(self._parts, mark, self._threshold)
+            dead, mixed = await choose_segments(self._parts, mark, self._threshold, as_if_sealed=self._dry_run)
             await self._free(mark, dead)
             for some in rounds(mixed):
                 if not await self._compact(mark, some):

@@ -80,22 +80,32 @@ async def weigh(mark: Mark, reader: KeymapReader, victim: Victim) -> Victim:
     return victim
 
 
-async def choose_segments(parts: Parts, mark: Mark, threshold: float | None) -> tuple[list[Victim], list[Victim]]:
+async def choose_segments(
+    parts: Parts, mark: Mark, threshold: float | None, *, as_if_sealed: bool = False
+) -> tuple[list[Victim], list[Victim]]:
     """Sealed segments nothing is named in, and (with a threshold) those worth compacting,
-    the emptiest first."""
+    the emptiest first. `as_if_sealed` takes in the open ones, for a dry run."""
     dead: list[Victim] = []
     mixed: list[Victim] = []
     with parts.index.keymap.snapshot() as reader:
         for segment in reader.segments():
-            if segment.state is not SegmentState.SEALED:
+            if segment.state is not SegmentState.SEALED and not as_if_sealed:
                 continue
             victim = await weigh(mark, reader, segment_victim(segment))
+            if segment.state is not SegmentState.SEALED:
+                _size_by_content(victim, segment)
             if not victim.named_chunks:
                 dead.append(victim)
             elif threshold is not None and (_is_narrow(parts, segment) or victim.live_share < threshold):
                 mixed.append(victim)
     mixed.sort(key=lambda victim: (victim.live_share, victim.container))
     return dead, mixed if _gains(parts, mixed) else []
+
+
+def _size_by_content(victim: Victim, segment: Segment) -> None:
+    """Of an open segment only that is known."""
+    victim.data_bytes = victim.named_bytes + victim.dead_bytes
+    victim.file_bytes = victim.data_bytes * (segment.k + segment.m) // segment.k
 
 
 def _is_narrow(parts: Parts, segment: Segment) -> bool:
