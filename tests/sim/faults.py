@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import anyio
 
+from engine.care.scrub import scrub
 from engine.errors import FragmentCorrupt, NodeFull, StoreError
 from engine.segments.format import (
     FILE_HEADER_BYTES,
@@ -93,13 +94,27 @@ class Faults:
         path = self.dice.choice(waiting)
         state = self.suspects[path]
         self._mend(path)
-        if state in ("rotten", "stale", "empty") or (state == "gone" and self.dice.random() < 0.4):
+        if state == "empty" or (state in ("gone", "rotten", "stale") and self.dice.random() < 0.4):
             await self._replace(store, path)
             return f"{path[-1]} is replaced by an empty disk"
+        if state in ("rotten", "stale"):
+            await self._scrub(store, path)
+            return f"all is scrubbed, as {path[-1]} is {state}"
         if state == "gone":
             self.machine.come_back(path)
         self.suspects[path] = "back"
         return f"{path[-1]} is no longer {state}"
+
+    async def _scrub(self, store: Store, path: str) -> None:
+        """Whatever is wrong is found, and then repaired by itself."""
+        await scrub(store.parts, seal=True)
+        self.suspects[path] = "back"
+
+    def forget(self, path: str) -> None:
+        """The node is one no more."""
+        self.suspects.pop(path, None)
+        self.images.pop(path, None)
+        self.machine.disks.pop(path, None)
 
     def _mend(self, path: str) -> None:
         disk = self.machine.disks.get(path)
@@ -161,9 +176,11 @@ class Faults:
     async def heal_all(self, store: Store) -> None:
         """Every node becomes whole by itself, or once its rotten disk is replaced."""
         for path, state in sorted(self.suspects.items()):
-            if state in ("rotten", "stale", "empty"):
+            if state == "empty":
                 await self._replace(store, path)
-        await store._parts.plane.seal()
+            elif state in ("rotten", "stale"):
+                await self._scrub(store, path)
+        await store.parts.plane.seal()
         for _ in range(HEAL_SECONDS):
             await self.note_clean(store)
             if not self.suspects and (await store.status())["under_redundancy"] == 0:
@@ -174,6 +191,23 @@ class Faults:
             f"after {HEAL_SECONDS} s without faults {status['under_redundancy']} are below full protection, "
             f"suspect: {self.suspects}, nodes: {status['nodes']}"
         )
+
+    def check_no_strays(self, store: Store) -> None:
+        """After a collection no fragment lies anywhere but where the index says."""
+        places = {place.path: place.node_id for place in store.keymap.nodes()}
+        expected = {
+            (node_id, fragment_name(segment.segment_id, index))
+            for segment in store.keymap.segments()
+            for index, node_id in enumerate(segment.node_ids)
+        }
+        for path, disk in sorted(self.machine.disks.items()):
+            strays = [
+                name
+                for name in sorted(disk.files)
+                if name.startswith("segments/") and (places.get(path, ""), name) not in expected
+            ]
+            if strays:
+                raise Violation(f"{path} still holds {strays}")
 
     # -- whole again -------------------------------------------------------------------------
 
@@ -187,11 +221,25 @@ class Faults:
         disk = self.machine.disks.get(path)
         if disk is None or place.state is not NodeState.HEALTHY:
             return False
+        if any(
+            not self._agrees(path, name) for name in disk.files if not name.startswith(("segments/", "quarantine/"))
+        ):
+            return False
         return all(
             self._holds(store, segment, place.node_id)
             for segment in store.keymap.segments()
             if place.node_id in segment.node_ids
         )
+
+    def _agrees(self, path: str, name: str) -> bool:
+        """Whether a replicated file is, as far as it goes, what it is on some other node."""
+        content = self.machine.disks[path].files[name].content
+        others = [
+            disk.files[name].content
+            for other, disk in self.machine.disks.items()
+            if other != path and other not in self.suspects and name in disk.files
+        ]
+        return not others or any(other.startswith(content) or content.startswith(other) for other in others)
 
     def _holds(self, store: Store, segment: Segment, node_id: str) -> bool:
         index = segment.node_ids.index(node_id)

@@ -20,6 +20,7 @@ from pathlib import Path
 import anyio
 import trio
 
+from engine.care.collect import collect
 from engine.crash_sites import CrashSite
 from engine.errors import IndexUnavailable, NodeFull, StoreError, Unreadable, WritesStopped
 from engine.keymap.answers import idempotent
@@ -29,6 +30,7 @@ from sim.faults import Faults
 from sim.machine import Machine
 from sim.model import Model
 from sim.operations import Clients, Operation, Prepare
+from sim.upkeep import Care, Upkeep
 
 ENVIRONMENT = (WritesStopped, NodeFull, IndexUnavailable, Unreadable)  # not the change's fault: may be tried again
 HANG_SECONDS = 100_000.0
@@ -45,6 +47,7 @@ class World:
         self.k, self.m, self.nodes = self.dice.choice(LAYOUTS)
         self.clients = Clients(self.dice, 40_000 if self.small else 3_000_000)
         self.faults = Faults(self.machine, self.dice, self.m)
+        self.upkeep = Upkeep(self.dice, self.faults, self.m)
         self.model = Model()
         self.durable_model = Model()  # what no power cut may take back …
         self.volatile: list[Operation] = []  # … and what was applied since
@@ -87,10 +90,13 @@ class World:
                     return
 
     async def _epilogue(self) -> None:
-        """All faults over: everything heals by itself."""
+        """All faults over: everything heals by itself, and what is dead goes."""
         async with self._opened() as store:
             await self._settle_doubts(store)
             await self.faults.heal_all(store)
+            await self._check(store, thorough=True)
+            self.tell(await self.upkeep.run(store, "collect", lambda store: collect(store.parts, compact=True)))
+            self.faults.check_no_strays(store)
             await self._check(store, thorough=True)
 
     def _opened(self):  # type: ignore[no-untyped-def]
@@ -105,8 +111,10 @@ class World:
     async def _step(self, store: Store) -> bool:
         """One step and its checks; False ends the process orderly."""
         choice = self.dice.random()
-        if choice < 0.70:
+        if choice < 0.58:
             await self._batch(store)
+        elif choice < 0.70:
+            await self._batch(store, self.upkeep.next(store), clients=self.dice.choice((0, 2, 5)))
         elif choice < 0.80:
             seconds = self.dice.choice((0.2, 1.5, 5, 45))
             self.tell(f"{seconds} s pass")
@@ -127,7 +135,7 @@ class World:
 
     async def _seal(self, store: Store) -> None:
         try:
-            await store._parts.plane.seal()
+            await store.parts.plane.seal()
         except ENVIRONMENT as error:
             self.machine.process.go_on()
             self._must_be_excused(error)
@@ -141,15 +149,17 @@ class World:
             process.crash_at = (self.dice.choice(list(CrashSite)), self.dice.randint(1, 3))
             self.tell(f"crash planned where {process.crash_at[0]} ({process.crash_at[1]})")
 
-    async def _batch(self, store: Store) -> None:
-        """A few clients at once."""
-        count = self.dice.choice((1, 1, 2, 3, 6))
+    async def _batch(self, store: Store, care: tuple[str, Care] | None = None, clients: int | None = None) -> None:
+        """A few clients at once, and perhaps some care of the store beside them."""
+        count = self.dice.choice((1, 1, 2, 3, 6)) if clients is None else clients
         if self.dice.random() < 0.12:
             self._plan_crash()
         prepared = [self.clients.next(self.model) for _ in range(count)]
         started: list[Operation] = []
         try:
             async with anyio.create_task_group() as tasks:
+                if care is not None:
+                    tasks.start_soon(self._care, store, *care)
                 for prepare in prepared:
                     tasks.start_soon(self._client, store, prepare, started)
         finally:
@@ -158,6 +168,9 @@ class World:
                 self.tell(f"  {operation}")
         self.doubtful = self._take_over(store, self.doubtful)
         self._settle_durable(store)
+
+    async def _care(self, store: Store, name: str, care: Care) -> None:
+        self.tell(await self.upkeep.run(store, name, care))
 
     async def _client(self, store: Store, prepare: Prepare, started: list[Operation]) -> None:
         with store.pins.hold():
