@@ -159,6 +159,8 @@ class Maintenance:
                 parts, bytes_per_second=self.repair_bytes_per_second, grace_seconds=self.grace_seconds, skip=skip
             )
             self._given_up |= dict.fromkeys(result.failed, time.monotonic() + GIVE_UP_SECONDS)
+            if result.left:
+                logger.warning("%d segments cannot be repaired now; %s", len(result.failed), result.left[0])
             if result.fragments:
                 logger.warning("repaired %d fragments of %d segments", result.fragments, result.segments)
             if result.rebuilt_bytes >= MEASURED_BYTES_MIN:

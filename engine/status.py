@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import anyio.to_thread
+import msgspec
 
 from engine.care.survival import HOLDING, protection
+from engine.care.underway import under_way
 from engine.opening import Parts
 from engine.quarantine import count_quarantined
 from engine.types import NodeEntry, Segment, SegmentState
@@ -49,6 +51,7 @@ async def collect_status(parts: Parts) -> dict[str, Any]:
         "protection": {str(left): stripes for left, stripes in below.items()},
         "scrub": _scrubbed(segments),
         "quarantined": quarantined,
+        "under_way": msgspec.to_builtins(under_way(parts.data)),
         "space": {"content_total": total, "content_free": free},
         "reserved": reserved,
         "objects": counters.get("objects", 0),

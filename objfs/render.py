@@ -14,6 +14,7 @@ def render_status(report: Mapping[str, Any]) -> str:
     facts = [
         ("store", f"{report['store_id']}, code {report['code']}"),
         ("health", _health(report)),
+        *_protection(report),
         ("objects", f"{report['objects']:,} ({report['versions']:,} versions)"),
         ("content", f"{size(report['logical_bytes'])}, of which {size(report['unique_bytes'])} unique"),
         ("deduplication", f"{report['dedup_ratio']:.2f} : 1"),
@@ -28,6 +29,30 @@ def render_status(report: Mapping[str, Any]) -> str:
     lines = [f"{name + ':':<15}{value}" for name, value in facts]
     lines += [f"{'note:':<15}{warning}" for warning in report["warnings"]]
     return "\n".join([*lines, "", columns(node_rows(report["nodes"]))])
+
+
+def _protection(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is below full protection, what care is at it, and what was set aside."""
+    facts = [
+        ("below that", f"{stripes:,} stripes {_losses(int(left))}") for left, stripes in report["protection"].items()
+    ]
+    for work in report["under_way"]:
+        share = f"{work['done'] / work['total']:.0%} done" if work["total"] else "begun"
+        rate = f", {size(int(work['bytes_per_second']))}/s" if work["bytes_per_second"] else ""
+        left = "" if work["seconds_left"] is None else f", {work['seconds_left']:.0f} s left"
+        facts.append((work["what"], f"{share}{rate}{left}"))
+    scrubbed = report["scrub"]
+    if scrubbed["unchecked_segments"]:
+        facts.append(("unchecked", f"{scrubbed['unchecked_segments']:,} segments were never scrubbed"))
+    if report["quarantined"]:
+        facts.append(("set aside", f"{report['quarantined']:,} damaged files; objfs quarantine list shows them"))
+    return facts
+
+
+def _losses(left: int) -> str:
+    if left < 0:
+        return "cannot be read now"
+    return "survive no more loss" if left == 0 else f"survive {left} more lost node{'s' if left > 1 else ''}"
 
 
 def node_rows(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

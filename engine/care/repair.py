@@ -21,6 +21,7 @@ from msgspec import Struct
 from engine.care.lock import care_lock
 from engine.care.pace import Meter, Report, Throttle, silent
 from engine.care.survival import holding, losses_left
+from engine.care.underway import telling
 from engine.changes import FragmentsDamaged, FragmentsRepaired, Origin
 from engine.crash_sites import CrashSite, reached
 from engine.errors import FragmentMissing, StoreError
@@ -133,14 +134,16 @@ async def repair(
     with parts.index.keymap.snapshot() as keymap:
         plan = await anyio.to_thread.run_sync(make_plan, keymap, dict(parts.nodes.nodes), grace_seconds)
     needs = [need for need in plan.needs if need.segment.segment_id not in skip]
-    work = FragmentWork(parts, Throttle(bytes_per_second), Meter("repair", _estimate(needs), report), plan.waiting)
-    started = time.monotonic()
-    for need in needs:
-        end = work.meter.done + _estimate([need])
-        async with care_lock(parts.data, "repair"):
-            await work.repair(need.segment.segment_id)
-        work.meter.add(max(end - work.meter.done, 0))  # what turned out to need no reading
-    work.meter.tell()
+    with telling(parts.data, "repair", report) as tell:
+        meter = Meter("repair", _estimate(needs), tell)
+        work = FragmentWork(parts, Throttle(bytes_per_second), meter, plan.waiting)
+        started = time.monotonic()
+        for need in needs:
+            end = meter.done + _estimate([need])
+            async with care_lock(parts.data, "repair"):
+                await work.repair(need.segment.segment_id)
+            meter.add(max(end - meter.done, 0))  # what turned out to need no reading
+        meter.tell()
     work.result.seconds = time.monotonic() - started
     work.result.waiting = plan.waiting
     return work.result
@@ -302,7 +305,7 @@ class FragmentWork:
             )
 
     def _leave(self, segment: Segment, reason: str) -> None:
-        logger.warning("repair: %s", reason)
+        logger.info("repair: %s", reason)
         self.result.left.append(reason)
         if segment.segment_id not in self.result.failed:
             self.result.failed.append(segment.segment_id)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 import anyio
 import anyio.to_thread
@@ -24,6 +25,7 @@ from engine import measured
 from engine.care.lock import SCRUB, care_lock
 from engine.care.pace import Meter, Report, Throttle, silent
 from engine.care.scrub_copies import scrub_copies
+from engine.care.underway import telling
 from engine.changes import FragmentsDamaged, Origin, SegmentsScrubbed
 from engine.errors import StoreError
 from engine.interfaces import Node, StoredChunk
@@ -86,7 +88,7 @@ async def scrub(
     """Check all segments not checked since `older_than_ns` (None: all), or just those in
     `segment_ids`; with `copies` also what is replicated. `seal` first asks writers to seal
     what is open, so that it is checked too. Raises StoreInUse while another scrub runs."""
-    async with care_lock(parts.data, "scrub", name=SCRUB, wait=False):
+    async with care_lock(parts.data, "scrub", name=SCRUB, wait=False), _telling(parts, report) as report:
         if seal:
             await _seal_open(parts)
         work = _Scrub(parts, bytes_per_second)
@@ -113,6 +115,12 @@ async def scrub(
         work.result.seconds = time.monotonic() - started
         await _measure(parts, work.result)
         return work.result
+
+
+@asynccontextmanager
+async def _telling(parts: Parts, report: Report) -> AsyncIterator[Report]:
+    with telling(parts.data, "scrub", report) as tell:
+        yield tell
 
 
 async def _seal_open(parts: Parts) -> None:

@@ -15,6 +15,7 @@ from engine.care.pace import Progress
 from engine.care.repair import make_plan, repair
 from engine.care.scrub import scrub
 from engine.care.survival import versions_naming
+from engine.care.underway import under_way
 from engine.changes import FragmentsDamaged
 from engine.crash_sites import CrashSite, watch
 from engine.errors import NodeFull
@@ -49,6 +50,12 @@ async def under(world: World) -> int:
 
 async def test_highest_risk_first_and_everything_is_told(tmp_path: Path, no_automatic_repair: None) -> None:
     told: list[Progress] = []
+    seen: list[list[Progress]] = []
+
+    def tell(progress: Progress) -> None:
+        told.append(progress)
+        seen.append(under_way(tmp_path / "data"))
+
     async with open_world(tmp_path / "data") as world:
         for seed in range(3):
             await world.fill(seed=seed, sizes=(300_000,))
@@ -61,9 +68,11 @@ async def test_highest_risk_first_and_everything_is_told(tmp_path: Path, no_auto
         with world.parts.index.keymap.snapshot() as keymap:
             plan = make_plan(keymap, world.parts.nodes.nodes, 600)
         assert [need.segment.segment_id for need in plan.needs] == [two.segment_id, one.segment_id]
-        result = await repair(world.parts, bytes_per_second=None, report=told.append)
+        result = await repair(world.parts, bytes_per_second=None, report=tell)
         assert (result.segments, result.fragments, result.left) == (2, 3, [])
         assert result.rebuilt_bytes == one.size + 2 * two.size
+        assert any(one.what == "repair" for some in seen for one in some), "others see it"
+        assert (await world.store.status())["under_way"] == []
         assert told[-1].total == told[-1].done and told[-1].seconds_left == 0
         assert await under(world) == 0 and (await world.store.status())["protection"] == {}
         assert len(world.quarantined()) == (await world.store.status())["quarantined"] == 3

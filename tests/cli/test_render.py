@@ -14,6 +14,12 @@ REPORT = {
     ],
     "warnings": ["all nodes lie on one device"],
     "under_redundancy": 17,
+    "protection": {"-1": 1, "0": 5, "1": 11},
+    "under_way": [
+        {"what": "repair", "done": 25, "total": 100, "unit": "bytes", "bytes_per_second": 2048.0, "seconds_left": 12.4}
+    ],
+    "scrub": {"oldest_checked_ns": 1, "unchecked_segments": 2},
+    "quarantined": 4,
     "space": {"content_total": 10 * 1024**3, "content_free": 9 * 1024**3},
     "reserved": 0,
     "objects": 1234,
@@ -35,6 +41,10 @@ def test_the_page_names_what_is_lost_and_what_is_not_fully_protected() -> None:
     page = render_status(REPORT)
     assert "degraded, 17 stripes or journal records below full protection" in page
     assert "all nodes lie on one device" in page
+    assert "1 stripes cannot be read now" in page
+    assert "5 stripes survive no more loss" in page and "11 stripes survive 1 more lost node" in page
+    assert "25% done, 2.0 KiB/s, 12 s left" in page
+    assert "2 segments were never scrubbed" in page and "4 damaged files" in page
     assert "1,234 (1,300 versions)" in page
     assert "2.00 : 1" in page
     assert "3 (no path at the mount)" in page
