@@ -19,6 +19,7 @@ import anyio
 
 from engine.care.checkpoint import checkpoint
 from engine.care.collect import collect, sweep
+from engine.care.nodes import add_node, drain_node, remove_node, set_domain
 from engine.care.repair import repair
 from engine.care.scrub import scrub
 from engine.care.sweep import Swept
@@ -423,6 +424,31 @@ async def replace_lost(play: Play) -> None:
             await play.store.replace_node(place.node_id)
 
 
+async def add(play: Play) -> None:
+    """A node more; asked for again, it is there or is made."""
+    path = str(play.machine.folder / "nodes" / "added")
+    if path not in [place.path for place in play.store.keymap.nodes()]:
+        await add_node(play.store.parts, path)
+    await play.put("beside the new node", LARGE)
+
+
+async def drain_and_remove(play: Play) -> None:
+    node_id = whole_segment(play).node_ids[0]
+    await drain_node(play.store.parts, node_id)
+    await remove_node(play.store.parts, node_id)
+
+
+async def remove_drained(play: Play) -> None:
+    for place in play.store.keymap.nodes():
+        if place.state is NodeState.DRAINING:
+            await drain_node(play.store.parts, place.node_id)
+            await remove_node(play.store.parts, place.node_id)
+
+
+async def move_to_rack(play: Play) -> None:
+    await set_domain(play.store.parts, "node1", "rack1")
+
+
 def damage_keymap(play: Play) -> None:
     keymap = play.machine.data / "index" / "keymap.sqlite"
     keymap.write_bytes(b"no database" + keymap.read_bytes()[11:])
@@ -555,6 +581,15 @@ SCENARIOS = (
         begin,
         again=replace_lost,
     ),
+    Scenario("node added", (S.NODE_DESCRIBED, S.NODE_PLACED), add, begin, again=add),
+    Scenario(
+        "node removed",
+        (S.NODE_PLACED, S.REPAIR_PLACED, S.REPAIR_TOLD),
+        drain_and_remove,
+        begin,
+        again=remove_drained,
+    ),
+    Scenario("domain set", (S.NODE_DESCRIBED, S.NODE_PLACED), move_to_rack, begin, again=move_to_rack),
     Scenario("opening", (S.KEYMAP_REPLAYED, S.JOURNAL_HEALED), nothing, begin, journal_copy_lost),
     Scenario("damaged keymap", (S.KEYMAP_SET_ASIDE, S.KEYMAP_REPLAYED), nothing, begin, damage_keymap),
     Scenario(
