@@ -135,6 +135,24 @@ def test_space(node: Node) -> None:
     assert 0 < space.free <= space.total
 
 
+def test_the_reserve_takes_room_and_gives_it_back(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert node.reserved() == 0
+    node.set_reserve(1 << 20)
+    assert node.reserved() == 1 << 20 and list(node.list("")) == []
+    if isinstance(node, MemoryNode):
+        assert node.space().free == node.capacity - (1 << 20)
+    else:
+        assert (Path(node.path) / "reserve").stat().st_blocks * 512 >= 1 << 20
+    node.set_reserve(100)
+    assert node.reserved() == 100
+    monkeypatch.setattr("os.posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(NodeFull):
+        node.set_reserve(1 << 60)
+    assert node.reserved() == 100
+    node.set_reserve(0)
+    assert node.reserved() == 0
+
+
 # -- what only a directory can do ----------------------------------------------
 
 
