@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # opening.py runs this
     from engine.opening import Parts
 
 WATCH_SECONDS = 1.0
+LOOK_SECONDS = 30.0  # a lost node's grace may have ended
 GIVE_UP_SECONDS = 300.0  # what could not be repaired is tried again then, or when a node changes
 MEASURED_BYTES_MIN = 16 * 1024**2  # a shorter repair says nothing about its rate
 ORIGIN = Origin(requester="maintenance")
@@ -51,8 +52,8 @@ class Maintenance:
         self._seen_good: dict[str, float] = {}  # node id → when its last check was good
         self._detection_seconds = 0.0  # of the failure noticed last
         self._given_up: dict[int, float] = {}  # segment that can't be repaired → when to try again
-        self._looked_at = (-1, -1)  # LSN and change of nodes the last look for work was at
-        self._node_changes = 0
+        self._looked_at = -1  # the index's protection_lsn when work was looked for last
+        self._look_again = 0.0
         self._unswept = False  # a node came back
         self._fresh = True  # nobody has looked at the nodes yet
 
@@ -106,7 +107,6 @@ class Maintenance:
         return place.state
 
     async def set_state(self, place: NodeEntry, state: NodeState) -> None:
-        self._node_changes += 1
         self._given_up.clear()
         change = SetNode(place.node_id, place.path, place.domain, state, place.generation, if_state=place.state)
         try:
@@ -143,14 +143,16 @@ class Maintenance:
             await anyio.sleep(WATCH_SECONDS)
 
     def _may_have_work(self) -> bool:
-        """Without a change, and with all nodes healthy, there is nothing to look for."""
-        looked_at, self._looked_at = self._looked_at, (self._index.keymap.applied_lsn(), self._node_changes)
-        unsettled = any(place.state is not NodeState.HEALTHY for place in self._index.keymap.nodes())
-        return unsettled or bool(self._given_up) or looked_at != self._looked_at
+        """Looking through all segments is not for every second: only when something bears
+        on it, while a node is coming back, and from time to time."""
+        looked_at, self._looked_at = self._looked_at, self._index.protection_lsn
+        returning = any(place.state in RETURNED for place in self._index.keymap.nodes())
+        return returning or looked_at != self._looked_at or time.monotonic() > self._look_again
 
     async def repair(self, parts: Parts) -> None:
         """One round: repair what can be, then let go of nodes that miss nothing any more."""
         now = time.monotonic()
+        self._look_again = now + LOOK_SECONDS
         self._given_up = {segment_id: until for segment_id, until in self._given_up.items() if until > now}
         plan = await self._plan()
         skip = frozenset(self._given_up)

@@ -24,7 +24,19 @@ from anyio.abc import TaskGroup
 
 from engine import limits
 from engine.care.reserve import LEND_BYTES, Reserve
-from engine.changes import Change, CommitResult, Condemn, Origin, Record, SetNode, Touched
+from engine.changes import (
+    Change,
+    CommitResult,
+    Condemn,
+    FragmentsDamaged,
+    FragmentsRepaired,
+    Origin,
+    Record,
+    RemoveNode,
+    SealSegment,
+    SetNode,
+    Touched,
+)
 from engine.crash_sites import CrashSite, reached
 from engine.errors import IndexUnavailable, JournalCorrupt, StoreError, WritesStopped
 from engine.file_sums import mark_damaged
@@ -120,6 +132,7 @@ class LocalIndex:
         page.set_applied(end_lsn)
         page.set_durable(end_lsn)
         self._seal_request = 0
+        self.protection_lsn = 0  # of the newest record that bears on what has to be repaired
         self._condemned_lsn = max(keymap.condemned().values(), default=0)
         page.set_condemned(self._condemned_lsn)
 
@@ -240,11 +253,15 @@ class LocalIndex:
 
     # -- journal files ---------------------------------------------------------
 
-    def _forgive_healthy(self, records: list[Record]) -> None:
+    def _note_protection(self, records: list[Record]) -> None:
         for record in records:
             change = record.change
             if isinstance(change, SetNode) and change.state is NodeState.HEALTHY:
                 self.forgive(change.node_id)
+            if isinstance(change, SetNode | RemoveNode | FragmentsDamaged | FragmentsRepaired) or (
+                isinstance(change, SealSegment) and change.fragments_lost
+            ):
+                self.protection_lsn = record.lsn
 
     @property
     def failed_replicas(self) -> set[str]:
@@ -436,7 +453,7 @@ class LocalIndex:
             self._set_durable(self._log.end_lsn)
         if raws:
             self._note_condemned(records)
-            self._forgive_healthy(records)
+            self._note_protection(records)
             self._page.set_applied(raws[-1].lsn)
             stamped = [Record(r.lsn, r.time_ns, self._log.epoch, r.origin, r.change) for r in records]
             self._feed.publish(stamped, without_duplicates(touched))

@@ -6,10 +6,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
 import pytest
 from care_store import World, flip, open_world, until
 
 from engine.care import scrub as scrub_module
+from engine.care.checkpoint import checkpoint
 from engine.care.pace import Progress
 from engine.care.repair import repair
 from engine.care.scrub import ScrubResult, scrub
@@ -260,3 +262,47 @@ async def test_a_fragment_reported_wrongly_is_left_as_it_is(tmp_path: Path) -> N
         await world.parts.index.commit(FragmentsDamaged(segment.segment_id, [2], "somebody erred"), scrub_module.ORIGIN)
         await world.whole(segment)
         assert world.file(segment, 2).stat().st_ino == inode and not world.quarantined()
+
+
+async def test_snapshots_and_archives_are_checked_and_healed(tmp_path: Path) -> None:
+    async with open_world(tmp_path / "data") as world:
+        for number in range(5):
+            await world.put(f"small{number}", b"rides %d" % number * 50)
+        await checkpoint(world.parts, force=True)
+        (snapshot, *_), (archived, *_) = (
+            sorted((tmp_path / "data/nodes").glob(pattern)) for pattern in ("*/index/*.snapshot", "*/journal/*.archive")
+        )
+        before = {path: path.read_bytes() for path in (snapshot, archived)}
+        for path in before:
+            flip(path, path.stat().st_size // 2)
+        result = await run(world)
+        assert {one.where for one in result.damaged} == {f"index/{snapshot.name}", f"journal/{archived.name}"}
+        assert not result.problems and len(world.quarantined()) == 2
+        for path, content in before.items():  # made up again, there or on another node
+            copies = sorted((tmp_path / "data/nodes").glob(f"*/{path.parent.name}/{path.name}"))
+            assert len(copies) >= 3 and {copy.read_bytes() for copy in copies} == {content}
+        assert nothing_wrong(await run(world))
+
+
+async def test_writes_and_reads_go_on_beside_scrub_and_repair(tmp_path: Path) -> None:
+    async with open_world(tmp_path / "data") as world:
+        await world.fill(sizes=(1_000_000,))
+        done = anyio.Event()
+
+        async def work() -> None:
+            number = 0
+            while not done.is_set():
+                await world.put(f"beside{number}", b"%d" % number * 40_000)
+                number += 1
+                await world.check()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(work)
+            for index in (0, 4):
+                flip(world.file(world.segments()[0], index), FIRST_PAYLOAD + 50)
+                result = await run(world, seal=True)
+                assert [one.index for one in result.damaged] == [index]
+                await repair(world.parts, bytes_per_second=None)
+            done.set()
+        assert nothing_wrong(await run(world, seal=True))
+        await world.check()
