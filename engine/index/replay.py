@@ -175,7 +175,9 @@ def _rebuild(path: Path, nodes: Mapping[str, Node], store_id: str, scan: Journal
         opened = _replay(db, scan, lsn + 1, told)
     except JournalCorrupt as error:
         db.close()
-        raise JournalCorrupt(f"the index cannot be rebuilt: {error}; {_what_there_is(nodes, lsn)}") from error
+        aside = path.with_name(f"{path.name}.damaged")
+        former = f"; the former keymap is {aside}" if aside.exists() else ""
+        raise JournalCorrupt(f"the index cannot be rebuilt: {error}; {_what_there_is(nodes, lsn)}{former}") from error
     except BaseException:
         db.close()
         raise

@@ -19,6 +19,7 @@ from msgspec import Struct
 from engine import pieces
 from engine.crash_sites import CrashSite, reached
 from engine.errors import FragmentMissing, PiecesDamaged, StoreError, UnknownFormat, WrongStore
+from engine.file_sums import mark_damaged
 from engine.interfaces import Node
 from engine.keymap.schema import FORMAT, KeymapDamaged, get_state, open_reader
 
@@ -81,7 +82,8 @@ class KeymapCopy(Struct, frozen=True):
 
 
 def copy_keymap(keymap: Path, scratch: Path) -> KeymapCopy:
-    """Copy the keymap at one LSN to `scratch` and check the copy. Raises KeymapDamaged."""
+    """Copy the keymap at one LSN to `scratch` and check the copy. Raises KeymapDamaged, and
+    tells the next open."""
     scratch.unlink(missing_ok=True)
     source = open_reader(keymap)
     target = sqlite3.connect(scratch, isolation_level=None)
@@ -91,10 +93,13 @@ def copy_keymap(keymap: Path, scratch: Path) -> KeymapCopy:
         target.execute("PRAGMA journal_mode = DELETE")
         problems = [problem for (problem,) in target.execute("PRAGMA integrity_check(3)")]
         if problems != ["ok"]:
-            raise KeymapDamaged(f"{keymap} is damaged ({'; '.join(problems)}); restart to have it rebuilt")
+            raise sqlite3.DatabaseError("; ".join(problems))
         epoch, lsn = get_state(target)
+    except sqlite3.OperationalError as error:
+        raise StoreError(f"{keymap} cannot be copied to {scratch} ({error}); make room on that disk") from error
     except sqlite3.DatabaseError as error:
-        raise KeymapDamaged(f"{keymap} cannot be copied ({error}); restart to have it rebuilt") from error
+        mark_damaged(keymap, str(error))
+        raise KeymapDamaged(f"{keymap} is damaged ({error}); restart to have it rebuilt") from error
     finally:
         target.close()
         source.close()

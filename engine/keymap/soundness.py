@@ -13,7 +13,7 @@ import sqlite3
 import threading
 from pathlib import Path
 
-from engine.file_sums import FileSum, mark_damaged, sum_file, take_sum, write_sum
+from engine.file_sums import FileSum, mark_damaged, sum_file, sum_path, take_sum, write_sum
 from engine.keymap.schema import KeymapDamaged, open_reader
 
 SUM_AT_ONCE_BYTES = 128 * 1024**2  # read within a second from a slow disk
@@ -113,5 +113,5 @@ def close_soundly(db: sqlite3.Connection, path: Path) -> None:
         busy, _, _ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     finally:
         db.close()
-    if not busy:
+    if not busy and not sum_path(path).exists():  # else somebody found the file damaged meanwhile
         write_sum(path)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from engine.care.checkpoint import checkpoint, checkpoint_due, drop_journal_befo
 from engine.crash_sites import CrashSite
 from engine.errors import CollectionStopped, Unreadable
 from engine.journal import archive
+from engine.keymap.schema import KeymapDamaged
 from engine.store import Store, init_store, open_store
 from engine.types import JournalLocation
 
@@ -219,6 +221,24 @@ async def test_a_node_that_cannot_take_a_snapshot_is_passed_over(data: Path) -> 
         result = await checkpoint(store.parts, force=True)
         assert sorted(result.snapshot_nodes) == ["node4", "node5", "node6"]
         await check(store, contents)
+
+
+async def test_a_damaged_keymap_is_not_made_a_snapshot_and_keeps_the_journal(data: Path) -> None:
+    async with open_store(data) as store:
+        contents = await fill(store, 1, small=5)
+        db = sqlite3.connect(data / "index" / "keymap.sqlite")
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("DELETE FROM sqlite_schema WHERE name = 'chunks_by_container'")  # pages nothing leads to
+        db.commit()
+        db.close()
+        with pytest.raises(KeymapDamaged, match="restart to have it rebuilt"):
+            await checkpoint(store.parts, force=True)
+        assert store.keymap.journal_first_lsn() == 1
+        assert node_files(data, "index/*") == [] and node_files(data, "journal/*.archive") == []
+    async with open_store(data) as store:
+        await check(store, contents)
+        assert (data / "index" / "keymap.sqlite.damaged").exists()
+        assert (await checkpoint(store.parts, force=True)).done
 
 
 async def test_chunks_that_still_ride_keep_the_journal(data: Path) -> None:
