@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from engine.care.checkpoint import checkpoint
+from engine.care.collect import collect
 from engine.changes import CreateBucket, DeleteKey, Origin, PutVersion, Rename, SetBucketVersioning, SetTags
 from engine.store import Opening, Store, init_store, open_store
 from engine.tables.client import tables_service
@@ -117,3 +118,30 @@ async def test_history_that_is_kept_no_more_is_not_made_up(tmp_path: Path) -> No
         told = [row for row in whole if dict(row)["sequence_number"] >= begins]
         missing = [row for row in told if row not in kept]
         assert all(dict(row)["record_type"] != "DELETE" or dict(row)["is_delete_marker"] for row in missing)
+
+
+async def test_what_a_collection_moved_and_deleted_is_so_in_the_tables(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    init_store(data)
+    async with open_store(data, Opening.OWN) as store:
+        async with anyio.create_task_group() as tasks:
+            service = tables_service(store._parts, store.load_tree)
+            await tasks.start(partial(serve_tables, service, data / "index"))
+            await write(store, 1)
+            for bucket in ("bucket", "versioned"):
+                for version in store.keymap.list_versions(bucket).versions[::2]:
+                    await store.commit(DeleteKey(bucket, version.key, version_id=version.version_id), ORIGIN)
+            (before,) = (await store.query("FROM space")).to_pylist()
+            assert before["unreferenced_bytes"] > 100_000
+            await store.index.request_seal()
+            await store._parts.plane.seal()
+            await collect(store._parts, compact=True)
+            (after,) = (await store.query("FROM space")).to_pylist()
+            assert after["stored_bytes"] < before["stored_bytes"]
+            assert after["unreferenced_bytes"] < before["unreferenced_bytes"]
+            assert after["logical_bytes"] == before["logical_bytes"]
+            followed = await rows(store, STATE + HISTORY)
+            tasks.cancel_scope.cancel()
+        forget(data)
+        assert await rows(store, STATE + HISTORY) == followed
+        assert any(("record_type", "DELETE_SEGMENTS") in row for row in followed["store_journal"])
