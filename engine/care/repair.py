@@ -212,6 +212,10 @@ class FragmentWork:
             if not state.whole:
                 bad = state.bad_stretches if state.exists else None
                 targets.append(Target(index, node, state.aside, bad_stretches=bad))
+            elif index in segment.never_synced:
+                # Its sync failed: the kernel may have dropped pages it still shows, and would
+                # report success from now on.
+                targets.append(Target(index, node, bad_stretches=0))
             elif reason := disagreement(segment, index, self._sources(need, places, nodes, [index]), store_id):
                 targets.append(Target(index, node, reason, bad_stretches=1))
         free = _free_bytes(nodes)

@@ -240,13 +240,19 @@ def seal_segment(state: State, change: SealSegment) -> None:
         size=change.size,
         stripes=change.stripes,
         fragments_lost=change.fragments_lost,
+        never_synced=change.fragments_lost,
     )
     _write_segment(state, sealed)
 
 
 def repair_fragments(state: State, change: FragmentsRepaired) -> None:
     segment = _known(state, change.segment_id)
-    repaired = msgspec.structs.replace(segment, node_ids=change.node_ids, fragments_lost=change.fragments_lost)
+    repaired = msgspec.structs.replace(
+        segment,
+        node_ids=change.node_ids,
+        fragments_lost=change.fragments_lost,
+        never_synced=[index for index in segment.never_synced if index in change.fragments_lost],
+    )
     _write_segment(state, repaired)
 
 

@@ -69,3 +69,32 @@ def test_a_crash_while_the_first_opening_registers_nodes_leaves_a_store_that_ope
     for _ in range(4):
         assert not machine.run(live, crash_at=(CrashSite.COMMIT_APPLIED, 1))
     assert machine.run(live)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_fragment_whose_sync_failed_is_written_anew_though_it_reads_well(tmp_path: Path, seed: int) -> None:
+    """The kernel shows pages it failed to write and reports the next sync as done."""
+    machine = Machine(seed, tmp_path)
+    init_store(machine.data, k=2, m=1, nodes=[(str(tmp_path / "nodes" / str(number)), "") for number in (1, 2, 3)])
+
+    async def live() -> None:
+        async with open_store(machine.data, Opening.OWN, node_opener=machine.open_node) as store:
+            await store.commit(CreateBucket("bucket"), ORIGIN)
+            await put(store, "key", bytes(range(256)) * 50)
+            (segment,) = store.keymap.segments()
+            failing = machine.disks[
+                next(node.path for node in store.keymap.nodes() if node.node_id == segment.node_ids[0])
+            ]
+            failing.failing = {"sync": 1.0}
+            await store.parts.plane.seal()
+            failing.failing = {}
+            (segment,) = store.keymap.segments()
+            assert segment.fragments_lost == [0]
+            await trio.sleep(30)
+            (segment,) = store.keymap.segments()
+            assert segment.fragments_lost == segment.never_synced == []
+            for disk in machine.disks.values():
+                for name, file in disk.files.items():
+                    assert not name.startswith("segments/") or file.content == file.durable, f"{name} lies in memory"
+
+    assert machine.run(live)
