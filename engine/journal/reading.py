@@ -166,7 +166,7 @@ class MergedFile:
         remains = [(replica, self.end) for replica in self._replicas]
         remains += [(replica, FILE_HEADER_BYTES) for replica in self._headless]
         for replica, offset in remains:
-            yield from (raw for raw in find_records(replica, offset, self.epoch) if raw.lsn >= self.first_lsn)
+            yield from (raw for raw in find_records(replica, offset, self.epoch) if raw.lsn >= self.next_lsn)
 
     def _record_at(self, offset: int, lsn: int) -> RawRecord | None:
         position = 0
