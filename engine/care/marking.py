@@ -35,6 +35,7 @@ SCRATCH_NAME = "collection.scratch"
 MANIFESTS_AT_ONCE = 2000
 TREES_AT_ONCE = 32
 IDS_AT_ONCE = 500
+CACHE_KIBIBYTES = 64 * 1024
 
 # fresh: found but not looked up in the keymap yet. trees: nodes to expand, once each.
 _TABLES = """
@@ -79,7 +80,9 @@ class Mark:
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode = OFF")
         self._db.execute("PRAGMA synchronous = OFF")
+        self._db.execute(f"PRAGMA cache_size = -{CACHE_KIBIBYTES}")
         self._db.executescript(_TABLES)
+        self._db.execute("BEGIN EXCLUSIVE")  # never ended: nobody else reads it, nothing of it must last
 
     async def begin(self) -> None:
         with self._parts.index.keymap.snapshot() as reader:
