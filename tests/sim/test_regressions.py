@@ -72,7 +72,9 @@ def test_a_crash_while_the_first_opening_registers_nodes_leaves_a_store_that_ope
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_fragment_whose_sync_failed_is_written_anew_though_it_reads_well(tmp_path: Path, seed: int) -> None:
+def test_a_fragment_whose_sync_failed_is_written_anew_though_it_reads_well(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kernel shows pages it failed to write and reports the next sync as done."""
     machine = Machine(seed, tmp_path)
     init_store(machine.data, k=2, m=1, nodes=[(str(tmp_path / "nodes" / str(number)), "") for number in (1, 2, 3)])
@@ -82,12 +84,11 @@ def test_a_fragment_whose_sync_failed_is_written_anew_though_it_reads_well(tmp_p
             await store.commit(CreateBucket("bucket"), ORIGIN)
             await put(store, "key", bytes(range(256)) * 50)
             (segment,) = store.keymap.segments()
-            failing = machine.disks[
-                next(node.path for node in store.keymap.nodes() if node.node_id == segment.node_ids[0])
-            ]
-            failing.failing = {"sync": 1.0}
+            path = next(node.path for node in store.keymap.nodes() if node.node_id == segment.node_ids[0])
+            syncs = iter((False, True))  # of the stripes; of the directory and footer behind them
+            monkeypatch.setattr(machine.disks[path], "fails", lambda kind: kind == "sync" and next(syncs, False))
             await store.parts.plane.seal()
-            failing.failing = {}
+            monkeypatch.undo()
             (segment,) = store.keymap.segments()
             assert segment.fragments_lost == [0]
             await trio.sleep(30)
