@@ -424,13 +424,13 @@ def _add_protecting(commands: argparse._SubParsersAction[_Parser]) -> None:
         action="store_true",
         help="where too few nodes are left for all fragments of a segment, write it anew over those there are",
     )
-    for parser in (scrub, repair):
+    for parser, limit in ((scrub, "50MB"), (repair, "100MB")):
         parser.add_argument(
             "--limit",
             type=_quantity("size"),
-            default="100MB",
+            default=limit,
             metavar="RATE",
-            help="read at most so much a second (default %(default)s)",
+            help="read and write at most so much a second (default %(default)s)",
         )
         parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     quarantine = _group(commands, "quarantine", "show what was set aside", "Damaged files are set aside and kept.")

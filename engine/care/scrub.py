@@ -33,7 +33,7 @@ from engine.opening import Parts
 from engine.segments.checking import SegmentCheck
 from engine.types import Segment, SegmentLocation, SegmentState
 
-BYTES_PER_SECOND = 100 * 1024**2  # read, unless told otherwise
+BYTES_PER_SECOND = 50 * 1024**2  # read, unless told otherwise
 BATCH_SEGMENTS = 16  # and at most so many seconds are lost when a scrub is interrupted:
 BATCH_SECONDS = 5.0
 MEASURED_BYTES_MIN = 16 * 1024**2  # a shorter scrub says nothing about its rate

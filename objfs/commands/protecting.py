@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from engine.store import Store
 
 PASS_NAME = "scrub-pass"  # in DATA/index: when a pass began that is not finished
+NICENESS = 10  # those who wait for an answer go first
 OBJECTS_MAX = 20  # names of unreadable objects that are shown
 SETTLE_SECONDS = 15.0  # for nodes that miss nothing any more to be called healthy
 
@@ -32,6 +34,7 @@ def scrub(arguments: argparse.Namespace) -> int:
     from engine.care import scrub as care
     from objfs.progress import showing
 
+    os.nice(NICENESS)
     data = Path(arguments.data)
     began_ns = None if arguments.all else _unfinished_pass(data)
 
@@ -95,6 +98,8 @@ def repair(arguments: argparse.Namespace) -> int:
     from engine.care import repair as care
     from engine.care.narrowing import narrow
     from objfs.progress import showing
+
+    os.nice(NICENESS)
 
     async def run(store: Store) -> tuple[RepairResult, NarrowResult | None, int]:
         repaired = await care.repair(

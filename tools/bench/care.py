@@ -253,7 +253,7 @@ def lose_a_node(store: RunningStore) -> None:
     shutil.rmtree(node["path"])
     wait_until(lambda: store.status()["nodes"][0]["state"] == "lost", "the node to be lost")
     os.mkdir(node["path"])
-    store.objfs("node", "replace", node["id"])
+    store.objfs("node replace", node["id"])
 
 
 @contextmanager
