@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import anyio
 import pytest
 
 from engine.care.collect import collect
@@ -143,3 +144,41 @@ def node_bytes(data: Path) -> int:
     """Of everything on the nodes but their reserve."""
     files = [path for path in data.glob("nodes/*/**/*") if path.is_file() and path.name != "reserve"]
     return sum(path.stat().st_size for path in files)
+
+
+async def test_compaction_widens_what_was_cut_over_fewer_nodes(tmp_path: Path) -> None:
+    data = tmp_path / "wide"
+    init_store(data, k=4, m=2)
+    contents = {f"k{number}": content_of(number) for number in range(4)}
+    for number in (2, 5):
+        (data / "nodes" / str(number)).rename(tmp_path / f"away{number}")
+    async with opened(data) as store:
+        for key, content in contents.items():
+            await put(store, key, content)
+    for number in (2, 5):
+        (tmp_path / f"away{number}").rename(data / "nodes" / str(number))
+    async with opened(data) as store:
+        assert {segment.k for segment in store.keymap.segments()} == {2}
+        with anyio.fail_after(60):
+            while any(place.state != "healthy" for place in store.keymap.nodes()):  # noqa: ASYNC110  # repair works
+                await anyio.sleep(0.05)
+        before = segment_bytes(data)
+        await collect(store.parts, compact=True)
+        assert {(segment.k, segment.m) for segment in store.keymap.segments()} == {(4, 2)}
+        assert segment_bytes(data) < before * 0.8  # 6/4 of the content instead of 4/2
+        for key, content in contents.items():
+            assert await get(store, key) == content
+        assert await store.fsck() == []
+
+
+async def test_compaction_leaves_what_is_full_and_what_it_could_not_shrink(data: Path) -> None:
+    async with opened(data) as store:
+        await put(store, "full", content_of(1, 6_000_000))
+        await store.parts.plane.seal()
+        await put(store, "tiny", content_of(2, 70_000))
+        await store.parts.plane.seal()
+        names = {segment.segment_id for segment in store.keymap.segments()}
+        for _ in range(2):
+            result = await collect(store.parts, compact=True)
+            assert (result.segments, result.moved_bytes) == (0, 0)
+        assert {segment.segment_id for segment in store.keymap.segments()} == names
