@@ -70,6 +70,8 @@ def bring_up_to_date(
     scan = JournalScan(nodes, store_id)
     scan.check_available(missing, m)
     refuse_lost_journal(nodes, scan)
+    if not path.exists():
+        set_aside(path)  # a log without its keymap: SQLite would apply it to the one that is made next
     opened = _keep(path, nodes, store_id, scan, told) or _rebuild(path, nodes, store_id, scan, told)
     reached(CrashSite.KEYMAP_REPLAYED)
     try:

@@ -43,7 +43,7 @@ LAYOUTS = ((2, 1, 4), (2, 2, 5), (4, 2, 7))  # k, m and one node more than they 
 SMALL, LARGE = 300, 20_000  # rides in the journal; takes several stripes
 HEAL_SECONDS = 1500
 DATA_NAMES = {"store.json", "store.key", "credentials", "lock", "care.lock", "scrub.lock", "measured.json", "index"}
-INDEX_NAMES = ("keymap.sqlite", "page", "pins", "index.sock")
+INDEX_NAMES = ("keymap.sqlite", "page", "pins", "underway", "index.sock")
 
 
 class CrashMachine(Machine):
@@ -454,6 +454,20 @@ def damage_keymap(play: Play) -> None:
     keymap.write_bytes(b"no database" + keymap.read_bytes()[11:])
 
 
+async def leave_log(play: Play) -> None:
+    for number in range(3):
+        await play.put(f"logged {number}", SMALL)
+    play.machine.process.crash_at = (CrashSite.COMMIT_APPLIED, 1)
+    await play.put("last", SMALL)
+
+
+def keymap_lost_but_for_its_log(play: Play) -> None:
+    """A process that had it open keeps SQLite from deleting the log with it."""
+    play.run(leave_log)
+    play.killed(power=False)
+    (play.machine.data / "index" / "keymap.sqlite").unlink()
+
+
 def forget_index(play: Play) -> None:
     shutil.rmtree(play.machine.data / "index")
 
@@ -598,6 +612,13 @@ SCENARIOS = (
         nothing,
         begin_with_checkpoints,
         damage_keymap,
+    ),
+    Scenario(
+        "no keymap but its log",
+        (S.KEYMAP_SET_ASIDE, S.KEYMAP_RESTORED, S.KEYMAP_REPLAYED),
+        nothing,
+        begin_with_checkpoints,
+        keymap_lost_but_for_its_log,
     ),
     Scenario("no index", (S.KEYMAP_RESTORED, S.KEYMAP_REPLAYED), nothing, begin_with_checkpoints, forget_index),
     Scenario(
