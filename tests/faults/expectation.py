@@ -45,7 +45,7 @@ class Expectation:
         self.history: list[str] = []
         self._now: set[_State] = {(frozenset(), frozenset())}
         self._safe = set(self._now)  # what a power cut may bring back
-        self._unknown: list[Operation] = []
+        self._unknown: list[tuple[Operation, ...]] = []
 
     # -- what was answered -----------------------------------------------------
 
@@ -58,10 +58,11 @@ class Expectation:
         self._note("refused", operation)
         self._now = self._happened(self._now, operation, happened=False)
 
-    def unknown(self, operation: Operation) -> None:
+    def unknown(self, operation: Operation, *others: Operation) -> None:
+        """`others`: instead of the operation one of these may have happened."""
         self._note("unknown", operation)
         number = len(self._unknown)
-        self._unknown.append(operation)
+        self._unknown.append((operation, *others))
         self._now = {(world, waiting | {number}) for world, waiting in self._now}
         self._safe = {(world, waiting | {number}) for world, waiting in self._safe} | self._now
 
@@ -124,8 +125,9 @@ class Expectation:
             found.add(state)
             world, waiting = state
             for number in waiting:
-                changed = self._unknown[number].apply(world)
-                open_states.append((world if changed is None else changed, waiting - {number}))
+                for operation in self._unknown[number]:
+                    changed = operation.apply(world)
+                    open_states.append((world if changed is None else changed, waiting - {number}))
         return found
 
     def _note(self, outcome: str, operation: Operation) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from doors import MULTIPART_BYTES_MIN, MountDoor, NotSent, S3Door, Unknown
 from expectation import Expectation, delete, patch, put, rename
-from served import BUCKET, ServedStore
+from served import BUCKET, K, M, ServedStore
 
 S3_CLIENTS, MOUNT_CLIENTS = 3, 2
 KEYS = 5
@@ -33,8 +33,11 @@ UNKNOWNS_MAX = 4  # a client that does not know this many outcomes waits for the
 SIZES = (0, 1, 100, 4_000, 30_000, 70_000, 200_000, 1_200_000)
 WRITE_BYTES = 100_000  # one write(2) into the mount
 WORK_SECONDS = (0.8, 2.5)
+KEEPING = 0.5  # of the rounds have garbage collected and so on meanwhile
+FAULTY_NODES_MAX = M  # at a time; of the others every promise holds
 ROUNDS_PER_STORE = 50  # then a new one: nothing here collects what is overwritten
 RETRY_SECONDS = 0.05
+VICTIMS = ("index", "index", "gateway", "gateway", "mount", "tables", "caretaker", "supervisor", "disk", "disk")
 
 
 def draw_content(rng: random.Random) -> bytes:
@@ -169,14 +172,16 @@ class MountClient(Client):
         return self._fill(key, descriptor, content)
 
     def _fill(self, key: str, descriptor: int, content: bytes) -> bool:
-        written = 0
+        written, ends = 0, []
         try:
             while written < len(content):
                 written += self._door.write(descriptor, content[written : written + WRITE_BYTES], written)
+                ends.append(written)
             self._door.sync(descriptor)
         except Unknown:
-            # close() publishes what is there by then.
-            self.expectation.unknown(put(key, content[:written]))
+            # close() publishes what is there by then, and so does each process we start
+            # meanwhile, when it closes its copy of our descriptor.
+            self.expectation.unknown(put(key, content[:written]), *(put(key, content[:end]) for end in ends[:-1]))
             return False
         else:
             self.expectation.acknowledged(put(key, content), durable=True)
@@ -239,12 +244,38 @@ class MountClient(Client):
         self.expectation.made_durable()
 
 
-class KillRounds:
-    """A store and its clients."""
+class Keeper(Client):
+    """Keeps house beside the clients: what is deleted is collected while they work."""
 
-    def __init__(self, directory: Path, seed: int) -> None:
+    COMMANDS = (
+        ("gc", "--wait", "2s"),
+        ("compact", "--wait", "2s", "--threshold", "0.95"),
+        ("checkpoint",),
+        ("scrub",),
+        ("repair", "--grace", "1s"),
+    )
+
+    def __init__(self, seed: int, served: ServedStore) -> None:
+        super().__init__("keeper", seed)
+        self._served = served
+
+    def step(self) -> None:
+        time.sleep(self.rng.uniform(0, 1))
+        name, *arguments = self.rng.choice(self.COMMANDS)
+        outcome = self._served.command(name, *arguments)
+        if outcome is None:
+            raise NotSent("the server is down")
+        self.done[f"{name} {outcome}" if outcome in ("done", "killed") else f"{name} not done"] += 1
+
+
+class KillRounds:
+    """A store and its clients. `program`: the objfs to test."""
+
+    def __init__(self, directory: Path, seed: int, program: list[str | Path] | None = None) -> None:
         self.rng = random.Random(seed)
         self.served = ServedStore(directory)
+        if program is not None:
+            self.served.store.program = program
         self.rounds: Counter[str] = Counter()
         try:
             self._prepare(seed)
@@ -259,6 +290,7 @@ class KillRounds:
             *(S3Client(f"s{number}", seed * 100 + number, self.served) for number in range(S3_CLIENTS)),
             *(MountClient(f"m{number}", seed * 100 + 50 + number, self.served) for number in range(MOUNT_CLIENTS)),
         ]
+        self.keeper = Keeper(seed * 100 + 99, self.served)
         for number in range(MOUNT_CLIENTS):
             (self.served.bucket_path / f"m{number}").mkdir()
         door = MountDoor(self.served.bucket_path)
@@ -277,7 +309,8 @@ class KillRounds:
             except BaseException as error:  # noqa: BLE001 - raised below, in the main thread
                 failures.append(error)
 
-        threads = [threading.Thread(target=work, args=(client,), daemon=True) for client in self.clients]
+        workers = [*self.clients, *([self.keeper] if self.rng.random() < KEEPING else [])]
+        threads = [threading.Thread(target=work, args=(client,), daemon=True) for client in workers]
         for thread in threads:
             thread.start()
         try:
@@ -304,8 +337,10 @@ class KillRounds:
         kills = self.rng.choice((0, 0, 1, 1, 2, 3))
         for moment in sorted(self.rng.uniform(0.1, 1.0) for _ in range(kills)):
             time.sleep(max(until - 1.2 + moment - time.monotonic(), 0))
-            victim = self.rng.choice(("index", "index", "gateway", "gateway", "mount", "tables", "supervisor"))
-            if victim == "supervisor":
+            victim = self.rng.choice(VICTIMS)
+            if victim == "disk":
+                self._break_disk()
+            elif victim == "supervisor":
                 self.served.kill_all()  # its children die with it
                 self.served.start()
                 self.rounds["supervisor killed"] += 1
@@ -313,6 +348,13 @@ class KillRounds:
                 self.served.signal(self.rng.choice(pids), signal.SIGKILL)
                 self.rounds[f"{victim} killed"] += 1
         time.sleep(max(until - time.monotonic(), 0))
+
+    def _break_disk(self) -> None:
+        """The next calls on a node's disk or two fail."""
+        for number in self.rng.sample(range(1, K + M + 1), self.rng.randint(1, FAULTY_NODES_MAX)):
+            kind = self.rng.choice(("sync", "sync", "write", "full"))
+            self.served.disks.command("fail", f"node{number}", kind, self.rng.randint(1, 3))
+            self.rounds[f"disk: {kind} failed"] += 1
 
     def _end(self, ending: str) -> None:
         match ending:
@@ -345,9 +387,11 @@ class KillRounds:
         assert found == expected, f"the mount shows other files below {name}/ than S3: {sorted(found)}"
 
     def finish(self) -> None:
-        """The store is whole in the end."""
+        """The store is whole in the end, and so is every byte on its nodes."""
         self.served.stop()
+        self.served.store.objfs("repair", "--grace", "1s")
         self.served.store.objfs("fsck")
+        self.served.store.objfs("scrub", "--all")
 
     def close(self) -> None:
         self.served.close()
@@ -373,7 +417,7 @@ def run(rounds: int, seed: int, directory: Path) -> Counter[str]:
         finally:
             kills.close()
         done.update(kills.rounds)
-        for client in kills.clients:
+        for client in (*kills.clients, kills.keeper):
             done.update(client.done)
         shutil.rmtree(place)
     return done

@@ -6,16 +6,19 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import threading
 from pathlib import Path
 
 from lossy.mount import LossyMount
-from running import RunningStore, can_mount, wait_until
+from running import OBJFS, RunningStore, can_mount, wait_until
 
 K, M = 4, 2
 BUCKET = "shared"
 ROLES = {
     "index": b"engine.process",
     "tables": b"objfs.processes\0tables",
+    "caretaker": b"engine.care.process",
     "mount": b"objfs.processes\0mount",
     "gateway": b"gateway.worker",
 }
@@ -29,7 +32,9 @@ class ServedStore:
         self.disks.start()
         nodes = [self.disks.top / f"node{number}" for number in range(1, K + M + 1)]
         self.store = RunningStore(directory, workers=2, nodes=nodes)
-        self._cuts = 0
+        self._commands: list[subprocess.Popen[str]] = []
+        self._commands_lock = threading.Lock()
+        self._up = False
         assert self.store.mount is not None
         self.mount = self.store.mount
         for path in (self.disks.top, *nodes):
@@ -49,6 +54,37 @@ class ServedStore:
 
     def start(self) -> None:
         self.store.start()
+        with self._commands_lock:
+            self._up = True
+
+    def command(self, name: str, *arguments: str) -> str | None:
+        """Run an objfs command beside the server, which may die meanwhile and take it along:
+        its exit code in words, None when the server is down. For any thread."""
+        with self._commands_lock:
+            if not self._up:
+                return None
+            process = subprocess.Popen(
+                [OBJFS, name, "--data", str(self.data), *arguments],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            self._commands.append(process)
+        _, errors = process.communicate()
+        with self._commands_lock:
+            self._commands.remove(process)
+        assert "Traceback" not in errors, f"objfs {name}: {errors}"
+        return "done" if process.returncode == 0 else "killed" if process.returncode < 0 else errors.strip() or "failed"
+
+    def _kill_commands(self) -> None:
+        """They hold the store open too."""
+        with self._commands_lock:
+            self._up = False
+            running = list(self._commands)
+            for process in running:
+                process.kill()
+        for process in running:
+            process.wait()
 
     # -- processes -------------------------------------------------------------
 
@@ -69,9 +105,11 @@ class ServedStore:
 
     def stop(self) -> None:
         """In order."""
+        self._kill_commands()
         self.store.stop()
 
     def kill_all(self) -> None:
+        self._kill_commands()
         self.store.kill()
 
     def cut_power(self, seed: int, *, lose_index: bool = False) -> dict[str, int]:
@@ -88,6 +126,7 @@ class ServedStore:
     def close(self) -> None:
         """Leaves nothing running and nothing mounted."""
         try:
+            self._kill_commands()
             self.store.abandon()
         finally:
             self.disks.stop()

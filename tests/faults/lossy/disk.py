@@ -233,13 +233,14 @@ class LossyDisk:
         self._store()
 
     def _go_back(self, file: File) -> None:
+        size = file.size
         for change in reversed(file.pending):
-            if isinstance(change, Resize):
-                self._truncate(file, change.old_size)
-                self._write_all(file, change.size, change.old)
-            else:
-                self._write_all(file, change.offset, change.old)
-                self._truncate(file, change.old_size)
+            start = change.size if isinstance(change, Resize) else change.offset
+            if change.old:
+                self._write_all(file, start, change.old)
+            size = change.old_size
+        if file.pending:
+            self._truncate(file, size)
         file.pending = []
 
     def _store(self) -> None:

@@ -37,7 +37,7 @@ from pyfuse3 import EntryAttributes, FileHandleT, FileNameT, FlagT, InodeT, Mode
 from lossy.disk import ROOT, Event, LossyDisk
 
 FOREVER_SECONDS = 86_400
-SPACE_BYTES = 1 << 38
+SPACE_BYTES = 1 << 31  # small: a store keeps a share of it aside, written byte by byte where nothing is allocated
 ALIKE_BYTES = 4096
 
 
@@ -288,7 +288,7 @@ async def serve(backing: Path, directory: str, log: Log) -> None:
             print('"ready"', flush=True)
             await take_commands(operations, directory, log)
             await trio.to_thread.run_sync(detach, directory)
-            pyfuse3.terminate()
+            nursery.cancel_scope.cancel()  # whoever still holds a file here gets nothing more
     finally:
         log.flush()
         pyfuse3.close(unmount=True)
