@@ -10,6 +10,7 @@ from pathlib import Path
 
 import duckdb
 
+from engine.crash_sites import CrashSite
 from engine.tables.schema import TABLES, VIEWS, create_table
 from objfs.cli import make_parser
 
@@ -22,6 +23,7 @@ INTERNAL = (  # how the tables keep themselves
     "segment_states",
 )
 README = (Path(__file__).parents[1] / "README.md").read_text()
+FORMAT = (Path(__file__).parents[1] / "engine" / "FORMAT.md").read_text()
 
 
 def leaves(parser: argparse.ArgumentParser, words: str = "objfs") -> Iterator[tuple[str, argparse.ArgumentParser]]:
@@ -70,3 +72,10 @@ def relations() -> dict[str, list[str]]:
 def test_readme_lists_every_relation_with_its_columns() -> None:
     listed = re.findall(r"^\| `(\w+)` \| [^|]+ \| (.+) \|$", README, re.M)
     assert {name: columns.split(", ") for name, columns in listed} == relations()
+
+
+def test_the_crash_table_has_a_row_for_every_crash_site() -> None:
+    table = FORMAT.partition("## Crash table")[2].partition("\n## ")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    assert sorted(row[0].strip("| `") for row in rows) == sorted(site.name for site in CrashSite)
+    assert all(len(row) == 4 and all(cell.strip("| ") for cell in row) for row in rows)
