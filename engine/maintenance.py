@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # opening.py runs this
 
 WATCH_SECONDS = 1.0
 LOOK_SECONDS = 30.0  # a lost node's grace may have ended
+COPIES_SECONDS = 60.0  # how often copies of the journal, snapshots and archives are counted
 GIVE_UP_SECONDS = 300.0  # what could not be repaired is tried again then, or when a node changes
 MEASURED_BYTES_MIN = 16 * 1024**2  # a shorter repair says nothing about its rate
 ORIGIN = Origin(requester="maintenance")
@@ -55,7 +56,7 @@ class Maintenance:
         self._looked_at = -1  # the index's protection_lsn when work was looked for last
         self._look_again = 0.0
         self._unswept = False  # a node came back
-        self._fresh = True  # nobody has looked at the nodes yet
+        self._count_copies_at = 0.0
 
     async def run(self, parts: Parts) -> None:
         """Until cancelled. A failed round is logged and tried again."""
@@ -93,10 +94,16 @@ class Maintenance:
                     self._detection_seconds = time.monotonic() - self._seen_good[place.node_id]
                 await self.set_state(place, state)
                 changed = True
-        # A crash may have left copies of the journal, a snapshot or an archive on fewer than m+1 nodes.
-        fresh, self._fresh = self._fresh, False
-        if changed or (fresh and await self._index.journal_under_redundancy()):
+        if changed or await self._copies_missing():
             await self._index.repair_journal()
+
+    async def _copies_missing(self) -> bool:
+        """Whether the journal, a snapshot or an archive is on fewer than m+1 nodes: after a
+        crash, or because that could not be repaired when a node changed."""
+        if time.monotonic() < self._count_copies_at:
+            return False
+        self._count_copies_at = time.monotonic() + COPIES_SECONDS
+        return await self._index.journal_under_redundancy() > 0
 
     def _next_state(self, place: NodeEntry, problem: str | None) -> NodeState:
         if problem is not None:
