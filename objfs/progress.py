@@ -15,7 +15,7 @@ from typing import TextIO
 from engine.care.pace import Progress, Report, silent
 from objfs.render import size
 
-BAR_CELLS = 24
+BAR_CELLS = 16
 _CLEAR = "\r\x1b[K"
 
 

@@ -221,7 +221,7 @@ class _Collection:
     async def _empty(self, mark: Mark, victims: Sequence[Victim]) -> tuple[list[Victim], int]:
         """Copy forward what is named in them. The victims that are empty of it now, and how
         many were worked on before the disks were full; the others are spared."""
-        meter = Meter("moving what is in use", sum(victim.named_bytes for victim in victims), self._report)
+        meter = Meter("moving", sum(victim.named_bytes for victim in victims), self._report)
         emptied: list[Victim] = []
         for place, victim in enumerate(victims):
             try:
@@ -289,7 +289,7 @@ class _Collection:
         """Copy forward what was named since the first mark. The LSN the mark stands for now,
         and what lies in the victims, which is dead."""
         as_of_lsn = await mark.extend()
-        meter = Meter("moving what is in use", None, self._report)
+        meter = Meter("moving", None, self._report)
         left = [await self._move_named(mark, victim, meter) for victim in victims]
         reached(CrashSite.COLLECTION_MARKED)
         return as_of_lsn, left

@@ -22,9 +22,9 @@ class Terminal(io.StringIO):
         (Progress("scrub", 512, None), "scrub  512 B"),
         (
             Progress("scrub", 1024, 4096, bytes_per_second=2048.0, seconds_left=1.5),
-            "scrub  [######------------------]  25%  1.0 KiB of 4.0 KiB  2.0 KiB/s  0:02 left",
+            "scrub  [####------------]  25%  1.0 KiB of 4.0 KiB  2.0 KiB/s  0:02 left",
         ),
-        (Progress("mark", 12, 1500, unit="manifests"), f"mark  [{'-' * 24}]   1%  12 of 1,500 manifests"),
+        (Progress("mark", 12, 1500, unit="manifests"), f"mark  [{'-' * 16}]   1%  12 of 1,500 manifests"),
         (Progress("waiting for process 12", 0, None, unit="pins"), "waiting for process 12"),
     ],
 )
