@@ -61,22 +61,30 @@ class Pins:
         self._condemned_lsn = condemned_lsn
         self._lock = threading.Lock()
         self._counts: OrderedDict[int, list[int]] = OrderedDict()  # LSN → [pins, when the first was taken]
-        folder = directory / DIRECTORY
-        if not folder.is_dir():
-            folder.unlink(missing_ok=True)  # a file of that name is nobody's
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / f"{os.getpid()}-{secrets.token_hex(4)}.pins"
+        self._folder = directory / DIRECTORY
+        self._make_file()
+
+    def _make_file(self) -> None:
+        if not self._folder.is_dir():
+            self._folder.unlink(missing_ok=True)  # a file of that name is nobody's
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._path = self._folder / f"{os.getpid()}-{secrets.token_hex(4)}.pins"
         # It gets its name only once it is locked: nobody may take it for a dead process's.
         scratch = self._path.with_suffix(".new")
         self._descriptor = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         os.ftruncate(self._descriptor, mmap.PAGESIZE)
         self._map = mmap.mmap(self._descriptor, mmap.PAGESIZE)
-        _PAIR.pack_into(self._map, 0, _NONE, 0)
+        self._publish()
         os.rename(scratch, self._path)
 
     def take(self) -> Pin:
         with self._lock:
+            if not self._map.closed and not os.fstat(self._descriptor).st_nlink:
+                # Somebody removed DATA/index/pins: collection must see this pin all the same.
+                self._map.close()
+                os.close(self._descriptor)
+                self._make_file()
             lsn = self._condemned_lsn()
             while True:
                 self._add(lsn)
@@ -186,7 +194,7 @@ def _of_the_living(directory: Path) -> Iterator[Path]:
         except BlockingIOError:
             yield path
         else:
-            for left in (path.with_suffix(".held"), path):
+            for left in (path.with_suffix(".held.new"), path.with_suffix(".held"), path):
                 left.unlink(missing_ok=True)
         finally:
             os.close(descriptor)

@@ -165,6 +165,21 @@ def test_a_damaged_pins_directory_holds_nothing_up(image: Image, state: str) -> 
     assert oldest_pin(image.data / "index") is None
 
 
+def test_pins_taken_after_their_directory_was_removed_are_seen(closed: Image) -> None:
+    async def work() -> None:
+        async with open_store(closed.data) as store:
+            with store.pins.hold() as older:
+                shutil.rmtree(closed.data / "index" / "pins")
+                with store.pins.hold():
+                    found = oldest_pin(closed.data / "index")
+                    assert found is not None and (found.lsn, found.process_id) == (older.lsn, os.getpid())
+            assert oldest_pin(closed.data / "index") is None
+            await put(store, "first/10", closed.contents["first/10"])
+
+    run(work)
+    closed.check()
+
+
 @pytest.mark.parametrize("gone", ["lock", "index"])
 def test_a_lock_or_index_directory_that_was_removed_while_closed_is_made_again(image: Image, gone: str) -> None:
     path = image.data / gone
