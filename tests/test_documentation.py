@@ -1,4 +1,4 @@
-"""README against the code: commands, options and SQL columns."""
+"""README and FORMAT against the code: commands, options, SQL columns, crash sites."""
 
 from __future__ import annotations
 
