@@ -60,6 +60,7 @@ from engine.types import JournalLocation, NodeEntry, NodeState
 
 REPLAY_RECORDS = 500  # of the journal, per feed batch of a subscriber that catches up
 SYNC_DELAY_SECONDS = 0.01  # for what nobody waits for
+EPOCHS_SKIPPED = 1024  # after opening without all nodes: more than a failing process can have begun on them
 ROTATE_SECONDS = 1.0  # how long commits are held up at once to close a journal file
 ON_LOOP_BYTES = 256 * 1024  # a larger batch is written in a thread
 ENDED = "the index has ended; its process starts again and recovers from the journal"
@@ -100,6 +101,7 @@ class LocalIndex:
         store_id: str,
         m: int,
         last_epoch: int,
+        epochs_skipped: int,
         end_lsn: int,
         last_time_ns: int,
         commit_room: CommitRoom | None = None,
@@ -113,7 +115,13 @@ class LocalIndex:
         self._store_id = store_id
         self._copies = m + 1
         self._log = JournalLog(
-            nodes, store_id=store_id, m=m, last_epoch=last_epoch, end_lsn=end_lsn, choose=self._choose_replicas
+            nodes,
+            store_id=store_id,
+            m=m,
+            last_epoch=last_epoch,
+            end_lsn=end_lsn,
+            choose=self._choose_replicas,
+            skip=epochs_skipped,
         )
         self._feed = FeedHub(end_lsn)
         self._last_time_ns = last_time_ns
@@ -626,6 +634,7 @@ async def open_local_index(
         store_id=store_id,
         m=m,
         last_epoch=opened.last_epoch,
+        epochs_skipped=EPOCHS_SKIPPED if missing else 0,
         end_lsn=opened.end_lsn,
         last_time_ns=opened.last_time_ns,
         commit_room=None if reserve is None else CommitRoom(reserve, directory, m + 1),

@@ -24,7 +24,7 @@ from engine.interfaces import Node
 from engine.journal.dropping import delete_dropped
 from engine.journal.reading import FileKey
 from engine.journal.records import Payload, RawRecord, decode_payload, riding_locations, with_frames
-from engine.journal.recovery import JournalScan, heal_file
+from engine.journal.recovery import JournalScan, heal_file, set_aside_void
 from engine.keymap.apply import decide, remember
 from engine.keymap.chunks import place_chunks
 from engine.keymap.schema import KeymapDamaged, get_state, open_writer, set_state
@@ -77,10 +77,12 @@ def bring_up_to_date(
     try:
         for key in scan.unsynced_files(opened.end_lsn, opened.durable_lsn):
             candidates = sorted(scan.files[key]) + sorted(set(nodes).difference(scan.files[key]))
-            heal_file(nodes, key, store_id, m + 1, candidates, torn_tail=key[0] == scan.last_epoch)
+            copies = max(m + 1, len(scan.files[key]))  # all that are there: a torn one may have its full size
+            heal_file(nodes, key, store_id, copies, candidates, torn_tail=key[0] == scan.last_epoch)
         # What an interrupted checkpoint left, or an old disk brought back. All is durable now.
         (first,) = opened.db.execute("SELECT value FROM meta WHERE name = 'journal_first_lsn'").fetchone()
         delete_dropped(nodes, store_id, first)
+        set_aside_void(nodes, store_id)
     except BaseException:
         opened.db.close()
         raise

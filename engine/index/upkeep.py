@@ -13,7 +13,7 @@ from engine.interfaces import Node
 from engine.journal import archive
 from engine.journal.dropping import delete_dropped
 from engine.journal.reading import FileKey, list_files
-from engine.journal.recovery import heal_epochs, heal_file, superfluous_files
+from engine.journal.recovery import heal_epochs, heal_file, set_aside_void, superfluous_files
 
 
 def thin(nodes: Mapping[str, Node], healthy: set[str], copies: int, first_lsn: int, end_lsn: int) -> int:
@@ -48,6 +48,7 @@ def repair(
     """Bring everything back to `copies` whole replicas on healthy nodes, and delete what
     old disks brought back of the journal before `first_lsn`. The newest journal file is its
     writer's business while it is `open_for_writing`."""
+    set_aside_void(nodes, store_id)
     delete_dropped(nodes, store_id, first_lsn)
     heal_epochs({node_id: nodes[node_id] for node_id in healthy.intersection(nodes)}, store_id)
     files = list_files(nodes)

@@ -59,10 +59,14 @@ class JournalLog:
         last_epoch: int,
         end_lsn: int,
         choose: ChooseReplicas,
+        skip: int = 0,
     ) -> None:
+        """`skip` numbers are left out before the next epoch's: while nodes are missing, they
+        may hold epochs of those numbers that were begun and never opened."""
         self.end_lsn = end_lsn  # the newest LSN handed to append()
         self.written_lsn = end_lsn  # the newest LSN written to every replica
-        self.epoch = last_epoch
+        self.epoch = last_epoch + skip
+        self._follows = last_epoch  # the newest epoch that was opened
         self._nodes = nodes
         self._store_id = store_id
         self._copies = m + 1
@@ -182,7 +186,7 @@ class JournalLog:
     def _open_epoch(self, members: list[str]) -> dict[bytes, JournalLocation]:
         self.epoch += 1
         first_lsn = self._tail[0].lsn if self._tail else self.end_lsn + 1
-        encoded = encode_epoch(Epoch(self.epoch, first_lsn, members, self._store_id))
+        encoded = encode_epoch(Epoch(self.epoch, first_lsn, members, self._store_id, follows=self._follows))
         for node_id in members:
             self._guard(node_id, lambda node: node.write_whole(epoch_name(self.epoch), encoded))
             reached(CrashSite.JOURNAL_EPOCH_NAMED)
@@ -198,6 +202,7 @@ class JournalLog:
         for node_id in members:
             self._guard(node_id, lambda node: node.sync(name))
         self._tail.clear()
+        self._follows = self.epoch
         self.written_lsn = self.end_lsn
         return locations
 

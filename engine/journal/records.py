@@ -61,13 +61,15 @@ class RawRecord(Struct, frozen=True):
 
 class Epoch(Struct, frozen=True):
     """A stretch of the journal with one set of replicas, from `first_lsn` until the next
-    epoch's. Records of an earlier epoch from `first_lsn` on are overruled."""
+    epoch's. Records of an earlier epoch from `first_lsn` on are overruled. `follows`: the
+    epoch it continues; any between were begun, never opened, and are void (-1: not said)."""
 
     number: int
     first_lsn: int
     node_ids: list[str]
     store_id: str
     format: int = VERSION
+    follows: int = -1
 
 
 _payload_decoder = msgspec.msgpack.Decoder(Payload)
@@ -89,7 +91,7 @@ def parse_journal_name(name: str) -> tuple[int, int] | None:
     """(epoch, first LSN), or None if it is no journal file's name."""
     stem = name.removeprefix("journal/").removesuffix(".journal")
     epoch, _, first = stem.partition("-")
-    if not name.endswith(".journal") or len(epoch) != 8 or len(first) != 16:
+    if not name.endswith(".journal") or len(epoch) < 8 or len(first) != 16:
         return None
     try:
         return int(epoch, 16), int(first, 16)

@@ -11,13 +11,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from engine.crash_sites import CrashSite, reached
 from engine.errors import JournalCorrupt, NodeUnavailable, StoreError
 from engine.interfaces import Node
 from engine.journal.reading import FileKey, MergedFile, epochs_on, list_files, read_epochs
-from engine.journal.records import Epoch, RawRecord, decode_payload, encode_epoch, epoch_name, journal_name
+from engine.journal.records import (
+    Epoch,
+    RawRecord,
+    decode_payload,
+    encode_epoch,
+    epoch_name,
+    journal_name,
+    parse_journal_name,
+)
 
 logger = logging.getLogger("objfs.journal")
 
@@ -27,8 +35,10 @@ class JournalScan:
 
     def __init__(self, nodes: Mapping[str, Node], store_id: str) -> None:
         self._known = {node_id: epochs_on(node, store_id) for node_id, node in nodes.items()}
-        self.epochs = {number: epoch for known in self._known.values() for number, epoch in known.items()}
-        self.files = list_files(nodes)
+        found = {number: epoch for known in self._known.values() for number, epoch in known.items()}
+        void = _void_epochs(found)
+        self.epochs = {number: epoch for number, epoch in found.items() if not void(number)}
+        self.files = {key: sizes for key, sizes in list_files(nodes).items() if not void(key[0])}
         for number, first_lsn in sorted(self.files, reverse=True):
             if number not in self.epochs or self.epochs[number].first_lsn > first_lsn:
                 # Its epoch file is damaged everywhere, but a journal file's header says as much.
@@ -127,6 +137,45 @@ class JournalScan:
     def _overruled_from(self, epoch: int) -> int | None:
         later = [entry.first_lsn for entry in self.epochs.values() if entry.number > epoch]
         return min(later, default=None)
+
+
+def _void_epochs(epochs: Mapping[int, Epoch]) -> Callable[[int], bool]:
+    """Whether an epoch was begun and never opened: the newest one, or one it continues,
+    passes over it. So one that was begun on a node that was away since counts for nothing."""
+    passed: list[tuple[int, int]] = []
+    number = max(epochs, default=-1)
+    while number >= 0:
+        follows = epochs[number].follows
+        if follows >= 0:
+            passed.append((follows, number))
+        below = number - 1 if follows < 0 else follows
+        number = max((earlier for earlier in epochs if earlier <= below), default=-1)
+    return lambda number: any(low < number < high for low, high in passed)
+
+
+def set_aside_void(nodes: Mapping[str, Node], store_id: str) -> None:
+    """Put journal and epoch files of void epochs into quarantine, so that nobody heals from
+    them. A node that fails keeps them for the next time."""
+    void = _void_epochs(read_epochs(nodes, store_id))
+    for node in list(nodes.values()):
+        try:
+            names = [name for name in node.list("journal/") if void(_epoch_of(name))]
+            for name in names:
+                node.quarantine(name, "it is of an epoch that was begun while the node failed, and never opened")
+        except StoreError as error:
+            logger.warning("files of void epochs on node %s stay for now: %s", node.path, error)
+
+
+def _epoch_of(name: str) -> int:
+    """The epoch a journal or epoch file is of; -1 for other files."""
+    key = parse_journal_name(name)
+    if key is not None:
+        return key[0]
+    stem = name.removeprefix("journal/").removesuffix(".epoch")
+    try:
+        return int(stem, 16) if name.endswith(".epoch") else -1
+    except ValueError:
+        return -1
 
 
 def superfluous_files(files: Iterable[FileKey], before_lsn: int) -> list[FileKey]:

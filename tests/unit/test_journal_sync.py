@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import pytest
 
 from engine.changes import DeleteKey, Origin
+from engine.crash_sites import CrashSite, watch
 from engine.errors import NodeFull, NodeUnavailable, WritesStopped
 from engine.interfaces import Buffer
 from engine.journal.log import JournalLog, ReplicaFailed
-from engine.journal.records import RawRecord, encode_record
+from engine.journal.records import RawRecord, decode_payload, encode_record
+from engine.journal.recovery import JournalScan, set_aside_void
 from engine.nodes.memory import MemoryNode
 
 STORE = "0123456789abcdef0123456789abcdef"
@@ -123,3 +125,57 @@ def test_records_before_an_abandoned_one_are_synced_before_they_are_called_durab
     log.abandon(3)
     with pytest.raises(ReplicaFailed):
         log.sync()
+
+
+def test_an_epoch_begun_on_a_node_that_was_away_since_counts_for_nothing() -> None:
+    """A crash in the middle of a take-over, on a node that is then missing when the store
+    is opened, and comes back later."""
+    nodes, log = world(5)
+    begin(log, 1)
+    log.sync()
+    log.append([record(2)])
+
+    class Killed(BaseException):
+        pass
+
+    def kill(site: CrashSite) -> None:
+        if site is CrashSite.JOURNAL_TAIL_WRITTEN:
+            raise Killed
+
+    for number in (2, 3):  # twice, so that its number is the higher one
+        log.epoch = number - 1
+        with pytest.raises(Killed), watch(kill):
+            log.take_over("")
+    away = {"n0": nodes["n0"]}  # alone keeps what the killed process wrote
+    left = {name: node for name, node in nodes.items() if name != "n0"}
+    for node in left.values():
+        for name in [name for name in node.files if name.startswith(("journal/00000002", "journal/00000003"))]:
+            node.delete(name)
+    scan = JournalScan(left, STORE)
+    end = max(raw.lsn for _, _, raw in scan.records(1))
+    again = JournalLog(
+        left,
+        store_id=STORE,
+        m=2,
+        last_epoch=scan.last_epoch,
+        end_lsn=end,
+        choose=lambda count, excluded: [name for name in left if name not in excluded][:count],
+        skip=1024,
+    )
+    for lsn in range(end + 1, end + 6):
+        raw = encode_record(lsn, lsn, Origin(request_id="new"), DeleteKey("bucket", f"new{lsn}"))
+        try:
+            again.append([raw])
+        except ReplicaFailed:
+            again.take_over("")
+    again.sync()
+    together = {**away, **left}
+    records = list(JournalScan(together, STORE).records(1))
+    assert [raw.lsn for _, _, raw in records] == list(range(1, end + 6))
+    assert [decode_payload(raw).origin.request_id for _, _, raw in records[end:]] == ["new"] * 5
+    set_aside_void(together, STORE)
+    assert not [
+        name for name in nodes["n0"].list("journal/") if name.startswith(("journal/00000002", "journal/00000003"))
+    ]
+    assert [name for name in nodes["n0"].files if name.startswith("quarantine/")]
+    assert [raw.lsn for _, _, raw in JournalScan(together, STORE).records(1)] == list(range(1, end + 6))
