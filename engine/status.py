@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import anyio
 import anyio.to_thread
 import msgspec
 
 from engine.care.survival import HOLDING, protection
 from engine.care.underway import under_way
+from engine.errors import IndexUnavailable, QueryFailed
 from engine.opening import Parts
 from engine.quarantine import count_quarantined
 from engine.types import NodeEntry, Segment, SegmentState
+
+OBJECTS_SECONDS = 5.0  # how long status waits for the tables to count
 
 
 async def collect_status(parts: Parts) -> dict[str, Any]:
@@ -49,6 +53,7 @@ async def collect_status(parts: Parts) -> dict[str, Any]:
         "warnings": parts.nodes.warnings(),
         "under_redundancy": under,
         "protection": {str(left): stripes for left, stripes in below.items()},
+        "objects_below": await _objects_below(parts) if under else {},
         "scrub": _scrubbed(segments),
         "quarantined": quarantined,
         "under_way": msgspec.to_builtins(under_way(parts.data)),
@@ -74,6 +79,22 @@ async def under_redundancy(parts: Parts) -> int:
     than m+1 available nodes."""
     keymap = parts.index.keymap
     return sum(protection(keymap.segments(), keymap.nodes()).values()) + await parts.journal_under_redundancy()
+
+
+async def _objects_below(parts: Parts) -> dict[str, int] | None:
+    """Objects below full protection, by the losses they still survive. None while nobody
+    serves the tables, or while they are too busy to answer soon."""
+    from engine.tables.client import query  # the status of a store must not import duckdb
+
+    m = parts.descriptor.m
+    sql = f"SELECT losses_left, count(*) FROM protection WHERE is_latest AND losses_left < {m} GROUP BY 1 ORDER BY 1"
+    with anyio.move_on_after(OBJECTS_SECONDS):
+        try:
+            left, counts = (column.to_pylist() for column in (await query(parts.data, sql)).columns)
+            return dict(zip(map(str, left), counts, strict=True))
+        except (IndexUnavailable, QueryFailed):
+            return None
+    return None
 
 
 def _scrubbed(segments: Sequence[Segment]) -> dict[str, int | None]:

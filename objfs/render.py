@@ -26,7 +26,7 @@ def render_status(report: Mapping[str, Any]) -> str:
         ("oldest pin", "none" if report["oldest_pin"] is None else str(report["oldest_pin"])),
         ("hidden keys", f"{report['hidden_keys']:,}" + (" (no path at the mount)" if report["hidden_keys"] else "")),
     ]
-    lines = [f"{name + ':':<15}{value}" for name, value in facts]
+    lines = [f"{name + ':' if name else '':<15}{value}" for name, value in facts]
     lines += [f"{'note:':<15}{warning}" for warning in report["warnings"]]
     return "\n".join([*lines, "", columns(node_rows(report["nodes"]))])
 
@@ -36,6 +36,8 @@ def _protection(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = [
         ("below that", f"{stripes:,} stripes {_losses(int(left))}") for left, stripes in report["protection"].items()
     ]
+    for left, objects in (report["objects_below"] or {}).items():
+        facts.append(("", f"{objects:,} objects {_losses(int(left))}; SELECT * FROM protection names them"))
     for work in report["under_way"]:
         share = f"{work['done'] / work['total']:.0%} done" if work["total"] else "begun"
         rate = f", {size(int(work['bytes_per_second']))}/s" if work["bytes_per_second"] else ""

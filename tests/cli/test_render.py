@@ -15,6 +15,7 @@ REPORT = {
     "warnings": ["all nodes lie on one device"],
     "under_redundancy": 17,
     "protection": {"-1": 1, "0": 5, "1": 11},
+    "objects_below": {"-1": 3},
     "under_way": [
         {"what": "repair", "done": 25, "total": 100, "unit": "bytes", "bytes_per_second": 2048.0, "seconds_left": 12.4}
     ],
@@ -43,6 +44,7 @@ def test_the_page_names_what_is_lost_and_what_is_not_fully_protected() -> None:
     assert "all nodes lie on one device" in page
     assert "1 stripes cannot be read now" in page
     assert "5 stripes survive no more loss" in page and "11 stripes survive 1 more lost node" in page
+    assert "3 objects cannot be read now" in page
     assert "25% done, 2.0 KiB/s, 12 s left" in page
     assert "2 segments were never scrubbed" in page and "4 damaged files" in page
     assert "1,234 (1,300 versions)" in page
