@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 import anyio.to_thread
 from msgspec import Struct
 
+from engine.changes import Origin, Spare
 from engine.crash_sites import CrashSite, reached
-from engine.errors import FragmentCorrupt, FragmentMissing, StoreError, UnknownFormat
+from engine.errors import CollectionStopped, FragmentCorrupt, FragmentMissing, StoreError, UnknownFormat
 from engine.interfaces import KeymapReader, Node
 from engine.segments.format import FILE_HEADER_BYTES, decode_file_header, fragment_name
 from engine.segments.rebuild import SCRATCH
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # opening.py runs maintenance, which sweeps
 
 _NAME = re.compile(r"segments/[0-9a-f]{2}/([0-9a-f]{16})\.(\d{1,5})")
 FOLDER = "segments/"
+ORIGIN = Origin(requester="sweep")
 
 logger = logging.getLogger("objfs.care")
 
@@ -69,20 +71,29 @@ def delete_fragments(segments: Iterable[Segment], nodes: Mapping[str, Node]) -> 
 
 
 async def sweep(parts: Parts) -> Swept:
-    """Every node that is there. The care lock is held."""
-    swept = Swept()
-    for node_id, node in sorted(parts.nodes.nodes.items()):
+    """Every node that is there. The care lock is held. Raises CollectionStopped while the
+    keymap does not show the present: an index process that starts again builds it anew."""
+    nodes, names = dict(parts.nodes.nodes), dict[str, list[str]]()
+    for node_id, node in sorted(nodes.items()):
         try:
-            names = await anyio.to_thread.run_sync(list_fragments, node)
-            with parts.index.keymap.snapshot() as reader:
-                found = await anyio.to_thread.run_sync(
-                    sweep_files, reader, node, names, parts.descriptor.store_id, dict(parts.nodes.nodes)
+            names[node_id] = await anyio.to_thread.run_sync(list_fragments, node)
+        except StoreError as error:
+            logger.warning("node %s is not swept: %s", node_id, error)
+    # Whatever had a file by now was announced before this record.
+    now = (await parts.index.commit(Spare([]), ORIGIN)).lsn
+    swept = Swept()
+    with parts.index.keymap.snapshot() as reader:
+        if reader.applied_lsn() < now:
+            raise CollectionStopped("the keymap is behind the journal; no file was looked at, try again")
+        for node_id, listed in names.items():
+            try:
+                swept.add(
+                    await anyio.to_thread.run_sync(
+                        sweep_files, reader, nodes[node_id], listed, parts.descriptor.store_id, nodes
+                    )
                 )
-        except StoreError:
-            if parts.nodes.nodes.get(node_id) is node:
-                raise
-            continue  # it went away meanwhile
-        swept.add(found)
+            except StoreError as error:
+                logger.warning("node %s is not swept to the end: %s", node_id, error)
     return swept
 
 

@@ -4,8 +4,8 @@ copy names is never collected under them, and contradictions delete nothing."""
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -389,3 +389,22 @@ async def test_a_node_that_was_away_is_swept_when_it_is_back(data: Path) -> None
         with anyio.fail_after(30):
             while segment_bytes(data):  # noqa: ASYNC110  # maintenance sweeps
                 await anyio.sleep(0.05)
+
+
+async def test_a_keymap_that_is_being_rebuilt_is_no_judge_of_files(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(data) as store:
+        with store.keymap.snapshot() as early:  # as a keymap in the middle of a replay
+            await put(store, "kept", content_of(1))
+            await store.parts.plane.seal()
+
+            @contextmanager
+            def behind() -> Iterator[Any]:
+                yield early
+
+            monkeypatch.setattr(store.keymap, "snapshot", behind)
+            async with care_lock(data, "a sweep"):
+                with pytest.raises(CollectionStopped, match="behind the journal"):
+                    await sweep(store.parts)
+            monkeypatch.undo()
+        assert await get(store, "kept") == content_of(1)
+        assert not list(data.glob("nodes/*/quarantine/*"))
