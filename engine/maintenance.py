@@ -201,7 +201,8 @@ class Maintenance:
             self._given_up = given_up
             self._unswept = changed = True
         if changed:
-            await self._index.repair_journal()
+            # What came back may have a journal file's size and not its bytes.
+            await self._index.heal_journal()
 
     async def _sweep(self, parts: Parts) -> None:
         """A node that was away may bring back files of segments that were deleted since."""
