@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,3 +201,39 @@ def fill_and_empty(data: Path, mounted: Path) -> None:
             assert s3.get_object(Bucket="bucket", Key=key)["Body"].read() == held[key]
         (mounted / "bucket" / "file").write_bytes(held["k0"])
         assert s3.get_object(Bucket="bucket", Key="file")["Body"].read() == held["k0"]
+
+
+def test_a_collection_killed_at_any_time_is_taken_up_by_the_next(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    assert objfs(data, "init", "--code", "2+1", "--reserve", "1MiB").returncode == 0
+    dice = random.Random(SEED)
+    rounds = int(os.environ.get("OBJFS_KILL_ROUNDS", "5"))
+    held: dict[str, bytes] = {}
+    with serving(data, "--workers", "1") as s3:
+        s3.create_bucket(Bucket="bucket")
+        for number in range(rounds):
+            for key in range(12):
+                content = dice.randbytes(dice.choice((200, 40_000, 700_000, 3_000_000)))
+                s3.put_object(Bucket="bucket", Key=f"k{key}", Body=content)
+                held[f"k{key}"] = content
+            for key in dice.sample(sorted(held), 4):
+                s3.delete_object(Bucket="bucket", Key=key)
+                del held[key]
+            with subprocess.Popen(
+                [sys.executable, "-m", "objfs", "compact", "--data", str(data)],
+                env=ENVIRONMENT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            ) as killed:
+                time.sleep(0.4 + dice.random() * 2.5)
+                killed.kill()
+            for key, content in held.items():
+                assert s3.get_object(Bucket="bucket", Key=key)["Body"].read() == content, f"seed {SEED} round {number}"
+        collected(data, "compact")
+        for key, content in held.items():
+            assert s3.get_object(Bucket="bucket", Key=key)["Body"].read() == content
+        for key in held:
+            s3.delete_object(Bucket="bucket", Key=key)
+        collected(data, "gc")
+        assert not list(data.glob("nodes/*/segments/*/*")) and not list(data.glob("nodes/*/quarantine/*"))
+    assert objfs(data, "fsck").returncode == 0
