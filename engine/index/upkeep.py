@@ -13,7 +13,7 @@ from engine.interfaces import Node
 from engine.journal import archive
 from engine.journal.dropping import delete_dropped
 from engine.journal.reading import FileKey, list_files
-from engine.journal.recovery import heal_epochs, heal_file, set_aside_void, superfluous_files
+from engine.journal.recovery import heal_epochs, heal_file, set_aside_void, superfluous_files, void_from
 
 
 def thin(nodes: Mapping[str, Node], healthy: set[str], copies: int, first_lsn: int, end_lsn: int) -> int:
@@ -59,7 +59,8 @@ def repair(
         whole = max(sizes.values())
         holders = [node_id for node_id, size in sizes.items() if node_id in healthy and size == whole]
         if len(holders) < copies and key != current:
-            heal_file(nodes, key, store_id, copies, holders + sorted(healthy.difference(holders)))
+            candidates = holders + sorted(healthy.difference(holders))
+            heal_file(nodes, key, store_id, copies, candidates, void_from=void_from(files, key))
     if snapshots.thin_snapshots(nodes, healthy, copies):
         snapshots.heal_snapshots(nodes, sorted(healthy), copies, store_id)
     for covered in _thin_archives(nodes, healthy, copies):

@@ -222,17 +222,18 @@ def heal_file(
     candidates: list[str],
     *,
     torn_tail: bool = False,
+    void_from: int | None = None,
 ) -> int:
     """Bring one journal file to `copies` whole, synced replicas on `candidates` (in order
     of preference; holders first). Returns how many there are then. A file with whole
     records behind one that is whole nowhere is left as it is, unless they are known to be
-    a `torn_tail`."""
+    a `torn_tail`, or void from that record on (a later epoch begins at `void_from`)."""
     merged = MergedFile(nodes, key, store_id)
     for _ in merged.records():
         pass
     if not merged.found:
         return 0
-    if not torn_tail and merged.goes_on():
+    if not torn_tail and not _ends_before(merged, void_from) and merged.goes_on():
         logger.error("%s is damaged at %d on every node that is there; it is left as it is", merged.name, merged.end)
         return 0
     name = journal_name(*key)
@@ -261,17 +262,31 @@ def heal_replicas(nodes: Mapping[str, Node], healthy: Collection[str], store_id:
     """Write the replicas on healthy nodes anew that are not what is good of all of them;
     each is copied to quarantine before. Only of files that nobody writes any more: those
     that begin at `end_lsn` or before. Epoch files likewise."""
-    for key, sizes in sorted(list_files(nodes).items()):
+    files = list_files(nodes)
+    for key, sizes in sorted(files.items()):
         if key[1] <= end_lsn:
-            _heal_differing(nodes, key, store_id, [node_id for node_id in sizes if node_id in healthy])
+            holders = [node_id for node_id in sizes if node_id in healthy]
+            _heal_differing(nodes, key, store_id, holders, void_from(files, key))
     heal_epochs({node_id: nodes[node_id] for node_id in healthy}, store_id)
 
 
-def _heal_differing(nodes: Mapping[str, Node], key: FileKey, store_id: str, holders: list[str]) -> None:
+def void_from(files: Iterable[FileKey], key: FileKey) -> int | None:
+    """The first LSN that a file of a later epoch holds: what `key` has from there on is void."""
+    return min((first for epoch, first in files if epoch > key[0]), default=None)
+
+
+def _ends_before(merged: MergedFile, void: int | None) -> bool:
+    """Whether all that counts of the file is whole; after records()."""
+    return void is not None and merged.next_lsn >= void
+
+
+def _heal_differing(
+    nodes: Mapping[str, Node], key: FileKey, store_id: str, holders: list[str], void: int | None
+) -> None:
     merged = MergedFile(nodes, key, store_id)
     for _ in merged.records():
         pass
-    if not merged.found or merged.goes_on():
+    if not merged.found or (not _ends_before(merged, void) and merged.goes_on()):
         logger.error("%s is damaged at %d on every node that is there; it is left as it is", merged.name, merged.end)
         return
     content, name = merged.content(), journal_name(*key)
