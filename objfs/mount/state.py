@@ -139,7 +139,7 @@ class MountState:
         if node is self.table.root:
             return self.directory_entry(node, None)
         if node.gone:
-            return self._gone_entry(node)
+            return self.gone_entry(node)
         return self.directory_entry(node, self.marker_of(node.name))
 
     def file_entry(self, node: File, version: Version) -> EntryAttributes:
@@ -157,7 +157,7 @@ class MountState:
         entry = directory_attributes(node.inode, marker, self.owner, born_ns=born_ns, changed_ns=node.changed_ns)
         return self._with_timeouts(entry)
 
-    def _gone_entry(self, node: Directory) -> EntryAttributes:
+    def gone_entry(self, node: Directory) -> EntryAttributes:
         """A removed directory some process still stands in."""
         entry = self.directory_entry(node, None)
         entry.st_nlink = 0

@@ -16,6 +16,7 @@ from pyfuse3 import EntryAttributes, FileHandleT, FileNameT, FlagT, InodeT, Mode
 from engine.changes import CreateBucket, DeleteBucket, DeleteKey, Link, Rename
 from engine.errors import NoSuchBucket
 from engine.interfaces import Child
+from engine.types import Version
 from objfs.mount.errors import answered
 from objfs.mount.inodes import Directory, File, Inode
 from objfs.mount.names import Name, child_name, decode_component, marker_key, prefix, split_name
@@ -91,6 +92,30 @@ class TreeOperations(pyfuse3.Operations):
         node, entry = self._child_entry(name, child)
         return self._told(name, node, entry)
 
+    def _tell_made(self, name: Name, made: Version) -> EntryAttributes:
+        """The entry of what was made at `name` a moment ago. Another door may have been quick
+        to remove or replace it: it was made all the same, but its name is not its own."""
+        parent, component = split_name(name)
+        try:
+            child = self.state.keymap.lookup(name[0], prefix(parent), component)
+        except NoSuchBucket:
+            child = None
+        is_directory = made.key.endswith("/")
+        if child is not None and child.is_directory == is_directory:
+            file_id = made.file_id if is_directory or child.version is None else child.version.file_id
+            if file_id == made.file_id:
+                return self._tell(name)
+        if is_directory:
+            directory = self.state.table.ensure_directory(name)
+            entry = self._told(name, directory, self.state.gone_entry(directory))
+            self.state.table.removed(name)
+        else:
+            node = self.state.table.ensure_file(name, made.file_id)
+            entry = self._told(name, node, self.state.file_entry(node, self.state.version_of(node) or made))
+            self.state.table.untell(name)
+        entry.entry_timeout = entry.attr_timeout = 0
+        return entry
+
     def _bucket_entry(self, directory: Directory) -> EntryAttributes:
         try:
             return self.state.directory_entry(directory, self.state.keymap.bucket(directory.name[0]))
@@ -135,9 +160,10 @@ class TreeOperations(pyfuse3.Operations):
             attributes = self.state.new_attributes(parent, mode, ctx)
             attributes = msgspec.structs.replace(attributes, rdev=rdev, link_target=target)
             change = empty_version(new, attributes, directory=stat.S_ISDIR(mode))
-            await self.state.commit(change, ctx)
+            result = await self.state.commit(change, ctx)
+            assert result.version is not None, "what is made is a version"
             self.state.changed(parent)
-            return self._tell(new)
+            return self._tell_made(new, result.version)
 
     @answered
     async def mknod(
@@ -174,12 +200,13 @@ class TreeOperations(pyfuse3.Operations):
         async with self.state.gate.shared():
             await self.state.store.freshen()
             target = self._new_name(parent, new_name)
-            if self.state.version_of(node) is None:
+            version = self.state.version_of(node)
+            if version is None:
                 raise pyfuse3.FUSEError(errno.ENOENT)
             bucket, key = node.name
             await self.state.commit(Link(bucket, key, target[0], target[1]), ctx)
             self.state.changed(parent)
-            return self._tell(target)
+            return self._tell_made(target, version)
 
     # -- removing --------------------------------------------------------------
 

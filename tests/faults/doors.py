@@ -144,6 +144,11 @@ class S3Door:
         assert answer.status == 200, answer
         return answer.body
 
+    def exists(self, key: str) -> bool:
+        answer = self.request("HEAD", key)
+        assert answer.status in (200, 404), answer
+        return answer.status == 200
+
     def keys(self, prefix: str) -> list[str]:
         found = self._good(self.request("GET", query=f"list-type=2&prefix={urllib.parse.quote(prefix, safe='')}"))
         return [unescape(key) for key in re.findall(r"<Key>([^<]*)</Key>", found.decode())]
@@ -216,6 +221,19 @@ class MountDoor:
 
     def unlink(self, name: str) -> None:
         self._guarded(os.unlink, name, dir_fd=self._descriptor)
+
+    def exists(self, name: str) -> bool:
+        try:
+            self._guarded(os.lstat, name, dir_fd=self._descriptor)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def link(self, name: str, target: str) -> None:
+        self._guarded(os.link, name, target, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+
+    def symlink(self, name: str) -> None:
+        self._guarded(os.symlink, "nowhere", name, dir_fd=self._descriptor)
 
     def rename(self, name: str, target: str, *, replace: bool = True) -> None:
         self._guarded(self._rename, name, target, 0 if replace else RENAME_NOREPLACE)

@@ -143,7 +143,7 @@ class SharingS3Client(SharingClient):
             case "give up":
                 self._write(key, "delete", None, lambda: self._door.delete(path))
             case _:
-                self.do(key, "get", lambda: (self._door.get(path),), _reading)
+                self.do(key, "head", lambda: (b"" if self._door.exists(path) else None,), _reading)
 
     def _write(
         self,
@@ -171,19 +171,24 @@ class SharingMountClient(SharingClient):
         self._shared.close()
 
     def claim(self, key: str) -> None:
-        if self._mounted():
-            match self.rng.choice(("claim", "give up", "look")):
-                case "claim":
-                    self.do(key, "create", lambda: _happened(self._create, key, refused=FileExistsError), _creating)
-                case "give up":
-                    self.do(
-                        key,
-                        "unlink",
-                        lambda: _happened(self._shared.unlink, key, refused=FileNotFoundError),
-                        _unlinking,
-                    )
-                case _:
-                    self.do(key, "read", lambda: (self._read(key),), _reading)
+        if not self._mounted():
+            return
+        match self.rng.choice(("create", "link", "symlink", "give up", "look")):
+            case "create":
+                self._claim(key, "create", lambda: self._create(key))
+            case "link":
+                if aside := self._aside(b"linked"):
+                    self._claim(key, "link", lambda: self._shared.link(aside, key))
+            case "symlink":
+                self._claim(key, "symlink", lambda: self._shared.symlink(key))
+            case "give up":
+                unlink = lambda: _happened(self._shared.unlink, key, refused=FileNotFoundError)  # noqa: E731
+                self.do(key, "unlink", unlink, _unlinking)
+            case _:
+                self.do(key, "stat", lambda: (b"" if self._shared.exists(key) else None,), _reading)
+
+    def _claim(self, key: str, what: str, act: Callable[[], None]) -> None:
+        self.do(key, what, lambda: _happened(act, refused=FileExistsError), _creating)
 
     def _mounted(self) -> bool:
         try:
@@ -221,14 +226,8 @@ class SharingMountClient(SharingClient):
     def _place(self, key: str, *, replace: bool) -> None:
         """Write aside, then rename into place."""
         content = self.new_content()
-        aside = f"../{ASIDE}/{self.name}-{self._written}"
-        try:
-            descriptor = self._shared.open(aside, os.O_CREAT | os.O_EXCL | os.O_RDWR)
-            written = self._shared.write(descriptor, content, 0)
-            os.close(descriptor)
-        except (Unknown, NotSent, OSError):
-            return  # nobody else saw it
-        if written < len(content):
+        aside = self._aside(content)
+        if aside is None:
             return
 
         def judge(happened: bool | None) -> Step:
@@ -241,6 +240,18 @@ class SharingMountClient(SharingClient):
             lambda: _happened(self._shared.rename, aside, key, replace=replace, refused=FileExistsError),
             judge,
         )
+
+    def _aside(self, content: bytes) -> str | None:
+        """The name of a new file nobody else sees; None if the mount died meanwhile."""
+        self._written += 1
+        aside = f"../{ASIDE}/{self.name}-{self._written}"
+        try:
+            descriptor = self._shared.open(aside, os.O_CREAT | os.O_EXCL | os.O_RDWR)
+            written = self._shared.write(descriptor, content, 0)
+            os.close(descriptor)
+        except (Unknown, NotSent, OSError):
+            return None
+        return aside if written == len(content) else None
 
     def _take(self, key: str) -> None:
         """Rename away, and see what it was."""

@@ -30,7 +30,7 @@ def test_the_rounds_notice_a_server_that_does_not_sync_its_journal(tmp_path: Pat
     kills = KillRounds(tmp_path, 1, [sys.executable, broken, "journal"])
     try:
         # Either something is gone, or the store says that its journal is and does not open.
-        with pytest.raises((Broken, running.Failed), match="none of|journal"):
+        with pytest.raises((Broken, running.Failed), match=r"none of|journal"):
             for _ in range(ROUNDS_TO_NOTICE):
                 kills.round()
     finally:

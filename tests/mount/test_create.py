@@ -1,17 +1,22 @@
-"""What create answers when another door is quick to undo it. The operations are called as
+"""What making something answers when another door is quick to undo it. The operations are called as
 the kernel would call them: the moment in question is too short to be hit from outside."""
 
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyfuse3
 import pytest
 
-from engine.changes import CreateBucket, DeleteKey, Door, Origin, PutVersion
-from engine.store import init_store, open_store
+from engine.changes import CreateBucket, DeleteKey, Door, Link, Origin, PutVersion
+from engine.store import Store, init_store, open_store
+from engine.types import Content, Manifest
 from objfs.mount.operations import Operations
 
 OTHER_DOOR = Origin(requester="other", door=Door.S3)
@@ -23,26 +28,71 @@ def anyio_backend() -> str:
     return "trio"
 
 
-async def test_a_file_removed_as_soon_as_it_was_made_is_open_all_the_same(tmp_path: Path) -> None:
-    context: Any = SimpleNamespace(uid=os.getuid(), gid=os.getgid(), pid=1, umask=0o022)
-    init_store(tmp_path / "data")
-    async with open_store(tmp_path / "data") as store:
+@asynccontextmanager
+async def operations_undone_at_once(data: Path) -> AsyncIterator[tuple[Operations, Store]]:
+    """Whatever they make in `bucket`, another door removes before they have answered."""
+    init_store(data)
+    async with open_store(data) as store:
         await store.commit(CreateBucket("bucket"), OTHER_DOOR)
         operations = Operations(store)
-        bucket = await operations.lookup(operations.state.table.root.inode, b"bucket", context)
         true_commit = operations.state.commit
 
         async def commit_and_lose(change: Any, *arguments: Any, **named: Any) -> Any:
             result = await true_commit(change, *arguments, **named)
-            if isinstance(change, PutVersion):
-                await store.commit(DeleteKey("bucket", change.key), OTHER_DOOR)
+            if isinstance(change, PutVersion | Link):
+                key = change.target_key if isinstance(change, Link) else change.key
+                await store.commit(DeleteKey("bucket", key), OTHER_DOOR)
             return result
 
         operations.state.commit = commit_and_lose  # type: ignore[method-assign]
+        yield operations, store
+
+
+CONTEXT: Any = SimpleNamespace(uid=os.getuid(), gid=os.getgid(), pid=1, umask=0o022)
+
+
+async def look_up_bucket(operations: Operations) -> Any:
+    return (await operations.lookup(operations.state.table.root.inode, b"bucket", CONTEXT)).st_ino
+
+
+async def test_a_file_removed_as_soon_as_it_was_made_is_open_all_the_same(tmp_path: Path) -> None:
+    async with operations_undone_at_once(tmp_path / "data") as (operations, store):
+        bucket = await look_up_bucket(operations)
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR
-        info, entry = await operations.create(bucket.st_ino, b"key", 0o644, flags, context)
+        info, entry = await operations.create(bucket, b"key", 0o644, flags, CONTEXT)
         assert entry.entry_timeout == 0, "the name leads nowhere"
         assert await operations.write(info.fh, 0, b"content") == 7
         assert bytes(await operations.read(info.fh, 0, 10)) == b"content"
         await operations.release(info.fh)
         assert store.keymap.head("bucket", "key") is None, "what was removed stays so"
+
+
+async def test_whatever_was_removed_as_soon_as_it_was_made_was_made(tmp_path: Path) -> None:
+    async with operations_undone_at_once(tmp_path / "data") as (operations, _store):
+        bucket = await look_up_bucket(operations)
+        made = {
+            stat.S_IFLNK: await operations.symlink(bucket, b"symlink", b"target", CONTEXT),
+            stat.S_IFIFO: await operations.mknod(bucket, b"pipe", stat.S_IFIFO | 0o644, 0, CONTEXT),
+            stat.S_IFDIR: await operations.mkdir(bucket, b"directory", 0o755, CONTEXT),
+        }
+        for kind, entry in made.items():
+            assert stat.S_IFMT(entry.st_mode) == kind, "the kernel refuses what it did not ask for"
+            assert entry.entry_timeout == 0, "the name leads nowhere"
+        for name in (b"symlink", b"pipe", b"directory"):
+            with pytest.raises(pyfuse3.FUSEError):
+                await operations.lookup(bucket, name, CONTEXT)
+        for entry in made.values():
+            await operations.forget([(entry.st_ino, 1)])
+        assert len(operations.state.table) == 2, "the top and the bucket"
+
+
+async def test_a_link_removed_as_soon_as_it_was_made_leaves_its_file(tmp_path: Path) -> None:
+    async with operations_undone_at_once(tmp_path / "data") as (operations, store):
+        await store.commit(PutVersion("bucket", "file", Content(Manifest()), etag="e"), OTHER_DOOR)
+        bucket = await look_up_bucket(operations)
+        file = await operations.lookup(bucket, b"file", CONTEXT)
+        linked = await operations.link(file.st_ino, bucket, b"link", CONTEXT)
+        assert linked.st_ino == file.st_ino and linked.entry_timeout == 0
+        assert (await operations.lookup(bucket, b"file", CONTEXT)).st_ino == file.st_ino
+        with pytest.raises(pyfuse3.FUSEError):
+            await operations.lookup(bucket, b"link", CONTEXT)
