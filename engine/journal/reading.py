@@ -117,6 +117,7 @@ class MergedFile:
         self._headless: list[bytes] = []  # replicas whose file header is damaged: witnesses, not sources
         self._waiting = list(nodes.values())
         self._store_id = store_id
+        self._mixed = False  # whether some record had to be taken from another replica than the first
         self.end = FILE_HEADER_BYTES
         self.next_lsn = self.first_lsn
 
@@ -140,6 +141,8 @@ class MergedFile:
 
     def content(self) -> bytes:
         """The good bytes, header included; only after records() was exhausted."""
+        if not self._mixed:
+            return self._replicas[0][: self.end]  # every record was found whole in the first
         pieces = []
         offset, lsn = FILE_HEADER_BYTES, self.first_lsn
         while offset < self.end:
@@ -177,6 +180,7 @@ class MergedFile:
                 except UnknownFormat as error:
                     raise UnknownFormat(f"{self.name} at {offset}: {error}") from error
                 if record is not None and record.lsn == lsn:
+                    self._mixed = self._mixed or replica is not self._replicas[0]
                     return record
             position = len(self._replicas)
             if not self._load_next():
