@@ -256,6 +256,7 @@ class FragmentsRepaired(Struct, frozen=True, omit_defaults=True, tag="fragments_
     segment_id: int
     node_ids: list[str]
     fragments_lost: list[int] = []  # what is still not whole
+    if_lost: list[int] | None = None  # PreconditionFailed unless exactly these were lost until now
 
 
 class FragmentsDamaged(Struct, frozen=True, omit_defaults=True, tag="fragments_damaged"):

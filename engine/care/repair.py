@@ -24,7 +24,7 @@ from engine.care.survival import holding, losses_left
 from engine.care.underway import telling
 from engine.changes import FragmentsDamaged, FragmentsRepaired, Origin
 from engine.crash_sites import CrashSite, reached
-from engine.errors import FragmentMissing, StoreError
+from engine.errors import FragmentMissing, PreconditionFailed, StoreError
 from engine.interfaces import KeymapReader, Node
 from engine.placement import choose_spare
 from engine.segments.checking import disagreement, inspect_file
@@ -279,10 +279,16 @@ class FragmentWork:
         self, segment: Segment, whole: Sequence[int], moved: Mapping[int, Node], nodes: Mapping[str, Node]
     ) -> None:
         reached(CrashSite.REPAIR_PLACED)
-        now = self._parts.index.keymap.segment(segment.segment_id) or segment
-        lost = [index for index in now.fragments_lost if index not in whole]
         node_ids = [moved[index].node_id if index in moved else old for index, old in enumerate(segment.node_ids)]
-        await self._parts.index.commit(FragmentsRepaired(segment.segment_id, node_ids, lost), ORIGIN)
+        while True:
+            now = self._parts.index.keymap.segment(segment.segment_id) or segment
+            lost = [index for index in now.fragments_lost if index not in whole]
+            change = FragmentsRepaired(segment.segment_id, node_ids, lost, if_lost=now.fragments_lost)
+            try:
+                await self._parts.index.commit(change, ORIGIN)
+                break
+            except PreconditionFailed:
+                continue  # a reader or scrub told of another one in between
         reached(CrashSite.REPAIR_TOLD)
         self.result.segments += 1
         self.result.fragments += len(whole)

@@ -22,7 +22,7 @@ from engine.changes import (
     SealSegment,
     SegmentsScrubbed,
 )
-from engine.errors import StoreError, WritesStopped
+from engine.errors import PreconditionFailed, StoreError, WritesStopped
 from engine.keymap.rows import decode_location, encode
 from engine.keymap.state import State
 from engine.types import (
@@ -246,7 +246,10 @@ def seal_segment(state: State, change: SealSegment) -> None:
 
 
 def repair_fragments(state: State, change: FragmentsRepaired) -> None:
+    """Raises PreconditionFailed if something else was found damaged meanwhile."""
     segment = _known(state, change.segment_id)
+    if change.if_lost is not None and segment.fragments_lost != change.if_lost:
+        raise PreconditionFailed("if_lost")
     repaired = msgspec.structs.replace(
         segment,
         node_ids=change.node_ids,

@@ -16,7 +16,7 @@ from engine.care.repair import make_plan, repair
 from engine.care.scrub import scrub
 from engine.care.survival import versions_naming
 from engine.care.underway import under_way
-from engine.changes import FragmentsDamaged
+from engine.changes import Change, CommitResult, FragmentsDamaged, FragmentsRepaired, Origin
 from engine.crash_sites import CrashSite, watch
 from engine.errors import NodeFull
 from engine.maintenance import Maintenance
@@ -237,6 +237,27 @@ async def test_an_interrupted_rebuild_is_done_again(tmp_path: Path, no_automatic
         assert world.now(segment).fragments_lost == [3]
         assert (await repair(world.parts, bytes_per_second=None)).left == []
         assert world.file(segment, 3).read_bytes() == before and await under(world) == 0
+
+
+async def test_damage_that_is_told_while_a_repair_is_committed_is_not_forgotten(
+    tmp_path: Path, no_automatic_repair: None
+) -> None:
+    async with open_world(tmp_path / "data") as world:
+        await world.fill(sizes=(1_000_000,))
+        segment = world.segment()
+        await damage(world, segment, 3)
+        commit = world.parts.index.commit
+        told: list[int] = []
+
+        async def commit_second(change: Change, origin: Origin, *, durable: bool = True) -> CommitResult:
+            if isinstance(change, FragmentsRepaired) and not told:
+                told.append(1)
+                await commit(FragmentsDamaged(segment.segment_id, [1], "by a reader"), origin)
+            return await commit(change, origin, durable=durable)
+
+        world.parts.index.commit = commit_second  # type: ignore[method-assign]
+        await repair(world.parts, bytes_per_second=None)
+        assert told and world.now(segment).fragments_lost == [1]
 
 
 async def test_a_full_node_leaves_the_fragment_for_later(
