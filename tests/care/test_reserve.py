@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from engine.care.collect import collect
@@ -98,6 +99,13 @@ async def test_a_full_disk_refuses_writes_and_is_emptied_again(disk: Path) -> No
         assert (await store.status())["reserved"] == 3 * 12 * MIB
 
 
+def take_all(disk: Path) -> None:
+    """Somebody else fills the disk to its last byte."""
+    ballast = os.open(disk / "ballast", os.O_CREAT | os.O_WRONLY)
+    os.posix_fallocate(ballast, 0, os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize)
+    os.close(ballast)
+
+
 @pytest.mark.anyio
 async def test_a_store_on_a_disk_without_a_byte_left_opens_and_takes_deletes(disk: Path) -> None:
     init_store(disk / "data", k=2, m=1, reserve_bytes=6 * MIB)
@@ -106,9 +114,7 @@ async def test_a_store_on_a_disk_without_a_byte_left_opens_and_takes_deletes(dis
         content = random.Random(SEED).randbytes(3 * MIB)
         await put(store, "kept", content)
         await put(store, "gone", random.Random(1).randbytes(20 * MIB))
-    with open(disk / "ballast", "wb") as ballast:  # somebody else fills the disk
-        room = os.statvfs(disk)
-        os.posix_fallocate(ballast.fileno(), 0, room.f_bavail * room.f_frsize)
+    take_all(disk)
     assert os.statvfs(disk).f_bavail == 0
     async with open_store(disk / "data") as store:
         assert await get(store, "kept") == content
@@ -153,3 +159,22 @@ def test_nodes_of_one_device_count_each_others_reserve_as_taken() -> None:
     reserve = Reserve(held, 10 * MIB)
     held["n0"].set_reserve(10 * MIB)
     assert reserve.look().room == {"n0": 80 * MIB, "n1": 90 * MIB}  # n1's is still missing
+
+
+@pytest.mark.anyio
+async def test_one_full_node_is_written_around(tmp_path: Path, disk: Path) -> None:
+    nodes = [(str(disk / "1"), "")] + [(str(tmp_path / f"node{number}"), "") for number in (2, 3, 4)]
+    init_store(tmp_path / "data", k=2, m=1, nodes=nodes, reserve_bytes=MIB)
+    async with open_store(tmp_path / "data") as store:
+        await store.commit(CreateBucket("bucket"), ORIGIN)
+        take_all(disk)
+        contents = {f"k{number}": random.Random(number).randbytes(900_000) for number in range(6)}
+        contents |= {f"s{number}": random.Random(number).randbytes(9_000) for number in range(80)}
+        for key, content in contents.items():
+            await put(store, key, content)
+        for key, content in contents.items():
+            assert await get(store, key) == content
+        assert all("node1" not in segment.node_ids for segment in store.keymap.segments())
+        with anyio.fail_after(30):  # the journal may have been on it, and moves away
+            while (await store.status())["health"] != "healthy":  # noqa: ASYNC110  # maintenance works
+                await anyio.sleep(0.1)
