@@ -45,8 +45,8 @@ SITES = [site for site in CrashSite if site not in OF_TABLES]
 def test_a_process_killed_at_a_crash_site_breaks_no_promise(site: CrashSite, folder: Path) -> None:
     found = [scenario for scenario in SCENARIOS if site in scenario.sites]
     assert found, f"no scenario reaches {site.name}: add one to scenarios.py"
-    for scenario in found:
-        for times in range(1, TIMES_MAX + 1):
+    for number, scenario in enumerate(found):
+        for times in range(1, TIMES_MAX + 1 if number == 0 else 2):
             seed = POWER_SEEDS[-1] + times
             reached = crash(scenario, site, times, seed, folder / f"{scenario.name} {times}", power=False)
             assert reached or times > 1, f"{scenario.name} does not reach {site.name}"
@@ -57,9 +57,9 @@ def test_a_process_killed_at_a_crash_site_breaks_no_promise(site: CrashSite, fol
 @pytest.mark.parametrize("seed", POWER_SEEDS)
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.name)
 def test_a_power_cut_at_a_crash_site_breaks_no_promise(site: CrashSite, seed: int, folder: Path) -> None:
-    for scenario in SCENARIOS:
-        if site in scenario.sites:
-            assert crash(scenario, site, 1, seed, folder / scenario.name, power=True)
+    found = [scenario for scenario in SCENARIOS if site in scenario.sites]
+    for scenario in found if seed == POWER_SEEDS[0] else found[:1]:
+        assert crash(scenario, site, 1, seed, folder / scenario.name, power=True)
 
 
 @pytest.mark.parametrize("site", OF_TABLES, ids=lambda site: site.name)

@@ -472,6 +472,22 @@ async def test_a_dead_stripe_does_not_take_the_ones_behind_it_along() -> None:
     assert segment.stripes == 3
 
 
+@pytest.mark.parametrize(("named", "kept"), [(None, 3), (2, 3), (0, 1), (-1, 1)])
+async def test_a_torn_stripe_ends_an_orphan_unless_something_behind_it_is_named(named: int | None, kept: int) -> None:
+    world = memory_world()
+    written = [await world.write([make_frame(seed, 90_000)]) for seed in range(3)]
+    segment = world.the_segment()
+    for index in range(6):
+        start = written[1][0].stripe_offset
+        node_of(world, index).files[fragment_name(segment.segment_id, index)][start : start + 200] = bytes(200)
+    named_to = None if named is None else -1 if named < 0 else written[named][0].stripe_offset
+    sealed = recover_segment(segment, world.nodes, named_to)
+    assert (sealed.stripes, sealed.fragments_lost) == (kept, [])
+    await world.announce(sealed)
+    assert await world.open_plane().read(written[0]) == [make_frame(0, 90_000)]
+    assert recover_segment(world.the_segment(), world.nodes, named_to) == sealed, "a second recovery changes nothing"
+
+
 async def test_a_segment_announced_but_never_made_is_sealed_empty() -> None:
     world = memory_world()
     await world.announce(OpenSegment(7, 4, 2, list(world.nodes), "gone"))
