@@ -5,7 +5,8 @@
 A process of its own makes N small objects, straight through the index, with checkpoints as
 a server would make them, and is killed in the middle of writing. Then, each in a process
 of its own: opening after the crash, after a clean close, and rebuild-index with all nodes
-and with m missing. Prints a table, and JSON with --json FILE.
+and with m missing. Prints a table, and JSON with --json FILE. Processor time is that of the
+whole process, start included: what counts on a busy machine.
 """
 
 from __future__ import annotations
@@ -73,12 +74,15 @@ async def measure_open(data: Path) -> None:
     started = time.monotonic()
     async with open_parts(data, Opening.OWN) as parts:
         seconds = time.monotonic() - started
-        print(json.dumps({"seconds": seconds, "objects": parts.index.keymap.counters()["objects"]}), flush=True)
+        cpu = time.process_time()
+        found = {"seconds": seconds, "cpu_seconds": cpu, "objects": parts.index.keymap.counters()["objects"]}
+        print(json.dumps(found), flush=True)
 
 
 async def measure_rebuild(data: Path) -> None:
     result = await rebuild_index(data)
-    print(json.dumps({"seconds": result.seconds, "objects": result.objects, "replayed": result.replayed_records}))
+    found = {"seconds": result.seconds, "cpu_seconds": time.process_time(), "objects": result.objects}
+    print(json.dumps({**found, "replayed": result.replayed_records}))
 
 
 def _run(step: str, data: Path) -> dict[str, float]:
@@ -137,7 +141,11 @@ def main() -> None:
             if arguments.directory is None:
                 shutil.rmtree(directory, ignore_errors=True)
     for what, result in found.items():
-        rest = ", ".join(f"{int(value):,} {name}" for name, value in result.items() if name != "seconds")
+        rest = ", ".join(
+            f"{value:.2f} s of processor time" if name == "cpu_seconds" else f"{int(value):,} {name}"
+            for name, value in result.items()
+            if name != "seconds"
+        )
         print(f"{what:<40}{result['seconds']:8.2f} s   {rest}")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
