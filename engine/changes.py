@@ -248,6 +248,7 @@ class SealSegment(Struct, frozen=True, omit_defaults=True, tag="seal_segment"):
     size: int  # bytes of one fragment file
     fragments_lost: list[int] = []  # fragment indexes not written whole: below full protection
     stripes: int = 0
+    frames_end: int = 0  # where the stripes of frames end; nothing lies behind that (0: not said)
 
 
 class FragmentsRepaired(Struct, frozen=True, omit_defaults=True, tag="fragments_repaired"):

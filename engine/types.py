@@ -325,6 +325,7 @@ class Segment(Struct, frozen=True, omit_defaults=True):
     fragments_lost: list[int] = []  # fragment indexes known to be not whole
     condemned_lsn: int = 0  # 0: not condemned, else the record that condemned it
     scrubbed_ns: int = 0  # when every byte of it was last checked
+    frames_end: int = 0  # once sealed: where its stripes of frames end (0: not said)
     never_synced: list[int] = []  # of fragments_lost: failed when written; a file there may lie only in memory
 
 

@@ -74,8 +74,9 @@ def check_locations(db: sqlite3.Connection, chunks: Sequence[NewChunk]) -> None:
         segment = known[place.segment_id]
         if segment is None:
             raise WritesStopped(f"segment {place.segment_id:016x} is not known to the index; write again")
+        # Recovery may have cut what its writer, still running, has since synced into nothing.
         end = place.stripe_offset + place.fragment_length
-        if segment.state is SegmentState.SEALED and end > segment.size:
+        if segment.state is SegmentState.SEALED and end > (segment.frames_end or segment.size):
             raise WritesStopped(f"segment {place.segment_id:016x} was sealed meanwhile; write again")
 
 
@@ -239,6 +240,7 @@ def seal_segment(state: State, change: SealSegment) -> None:
         state=SegmentState.SEALED,
         size=change.size,
         stripes=change.stripes,
+        frames_end=change.frames_end,
         fragments_lost=change.fragments_lost,
         never_synced=change.fragments_lost,
     )

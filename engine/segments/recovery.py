@@ -119,7 +119,7 @@ def recover_segment(segment: Segment, nodes: Mapping[str, Node], named_to: int |
         except StoreError as error:
             logger.warning("fragment %d of segment %016x stays short: %s", index, segment.segment_id, error)
             lost.add(index)
-    return SealSegment(segment.segment_id, size, sorted(lost), stripes)
+    return SealSegment(segment.segment_id, size, sorted(lost), stripes, frames_end=end)
 
 
 def missing_fragments(segment: Segment, nodes: Mapping[str, Node]) -> list[int]:

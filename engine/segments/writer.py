@@ -204,7 +204,9 @@ class SegmentWriter:
                     f"segment {self.segment.segment_id:016x} could not be sealed on {len(gone)} of "
                     f"{len(self.nodes)} nodes; it stays open and is sealed when they are back"
                 )
-            return SealSegment(self.segment.segment_id, self._end, sorted(failures), self._stripes)
+            return SealSegment(
+                self.segment.segment_id, self._end, sorted(failures), self._stripes, frames_end=self.synced_end
+            )
 
     def take_pending(self) -> list[PendingStripe]:
         with self._lock:

@@ -142,6 +142,14 @@ def test_content_below_a_seal_is_refused() -> None:
         world.do(OpenSegment(1, 1, 1, [], "me"))
 
 
+def test_content_in_what_recovery_cut_is_refused_though_the_directory_lies_there_now() -> None:
+    world = world_with_segment()
+    world.do(SealSegment(1, 3000, stripes=3, frames_end=300))
+    write(world, stored(b"x", place(1, 200)))
+    with pytest.raises(WritesStopped, match="sealed meanwhile"):
+        write(world, stored(b"y", place(1, 300)))
+
+
 def test_riding_chunks_are_placed_moved_and_may_go_to_a_segment() -> None:
     world = world_with_segment()
     write(world, stored(b"x", frame=b"f" * 60))
