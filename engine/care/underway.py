@@ -27,6 +27,9 @@ def telling(data: Path, what: str, report: Report) -> Iterator[Report]:
     """A Report that also lets others see how far it is."""
     folder = data / "index" / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.iterdir():
+        if not _lives(left):
+            left.unlink(missing_ok=True)  # its process was killed
     path = folder / f"{os.getpid()}-{what}.json"
     scratch = path.with_suffix(".new")
     told = 0.0
