@@ -44,7 +44,7 @@ from engine.index import upkeep
 from engine.index.feed import FeedHub, without_duplicates
 from engine.index.page import PageWriter
 from engine.index.replay import bring_up_to_date
-from engine.index.replicas import choose_replicas
+from engine.index.replicas import RETURNED, choose_replicas
 from engine.index.room import CommitRoom, riding_bytes
 from engine.interfaces import Confirm, FeedBatch, Node
 from engine.journal.log import JournalLog, ReplicaFailed
@@ -354,7 +354,14 @@ class LocalIndex:
             places += [NodeEntry(node_id, "") for node_id in sorted(self._nodes) if node_id not in known]
         short = self._commit_room.short if self._commit_room is not None else set()
         roomy = choose_replicas(places, self._nodes, count, excluded | short, self._log.epoch)
-        return roomy if len(roomy) == count else choose_replicas(places, self._nodes, count, excluded, self._log.epoch)
+        if len(roomy) == count:
+            return roomy
+        chosen = choose_replicas(places, self._nodes, count, excluded, self._log.epoch)
+        if len(chosen) < count == self._copies:
+            # Else a store of m+1 nodes could not even be told that one of them was replaced.
+            returned = choose_replicas(places, self._nodes, count, excluded, self._log.epoch, RETURNED)
+            chosen += returned[: count - len(chosen)]
+        return chosen
 
     async def _read_back(self, from_lsn: int) -> list[Record] | None:
         """None if the journal does not go back that far, or not any more."""
@@ -634,7 +641,7 @@ async def open_local_index(
         store_id=store_id,
         m=m,
         last_epoch=opened.last_epoch,
-        epochs_skipped=EPOCHS_SKIPPED if missing else 0,
+        epochs_skipped=max(opened.last_number - opened.last_epoch, 0) + (EPOCHS_SKIPPED if missing else 0),
         end_lsn=opened.end_lsn,
         last_time_ns=opened.last_time_ns,
         commit_room=None if reserve is None else CommitRoom(reserve, directory, m + 1),

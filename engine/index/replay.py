@@ -50,6 +50,7 @@ class OpenedKeymap:
     durable_lsn: int = 0  # what the last record says was durable before it
     snapshot_lsn: int | None = None
     check: KeymapCheck | None = None
+    last_number: int = 0  # of any journal epoch ever begun; `last_epoch` is the newest that was opened
     nodes_behind: list[str] = field(default_factory=list)  # they may miss what was written since
 
 
@@ -82,11 +83,11 @@ def bring_up_to_date(
         # What an interrupted checkpoint left, or an old disk brought back. All is durable now.
         (first,) = opened.db.execute("SELECT value FROM meta WHERE name = 'journal_first_lsn'").fetchone()
         delete_dropped(nodes, store_id, first)
-        set_aside_void(nodes, store_id)
+        set_aside_void(nodes, store_id, scan.unfinished)
     except BaseException:
         opened.db.close()
         raise
-    return replace(opened, nodes_behind=scan.nodes_behind())
+    return replace(opened, nodes_behind=scan.nodes_behind(), last_number=scan.last_number)
 
 
 # -- keeping the keymap that is there ------------------------------------------------

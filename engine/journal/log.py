@@ -186,7 +186,10 @@ class JournalLog:
     def _open_epoch(self, members: list[str]) -> dict[bytes, JournalLocation]:
         self.epoch += 1
         first_lsn = self._tail[0].lsn if self._tail else self.end_lsn + 1
-        encoded = encode_epoch(Epoch(self.epoch, first_lsn, members, self._store_id, follows=self._follows))
+        tail_lsn = self._tail[-1].lsn if self._tail else self.end_lsn
+        encoded = encode_epoch(
+            Epoch(self.epoch, first_lsn, members, self._store_id, follows=self._follows, tail_lsn=tail_lsn)
+        )
         for node_id in members:
             self._guard(node_id, lambda node: node.write_whole(epoch_name(self.epoch), encoded))
             reached(CrashSite.JOURNAL_EPOCH_NAMED)

@@ -62,7 +62,8 @@ class RawRecord(Struct, frozen=True):
 class Epoch(Struct, frozen=True):
     """A stretch of the journal with one set of replicas, from `first_lsn` until the next
     epoch's. Records of an earlier epoch from `first_lsn` on are overruled. `follows`: the
-    epoch it continues; any between were begun, never opened, and are void (-1: not said)."""
+    epoch it continues; any between were begun, never opened, and are void (-1: not said).
+    `tail_lsn`: the end of what it took over; until all of that is in it, it is not open."""
 
     number: int
     first_lsn: int
@@ -70,6 +71,7 @@ class Epoch(Struct, frozen=True):
     store_id: str
     format: int = VERSION
     follows: int = -1
+    tail_lsn: int = 0
 
 
 _payload_decoder = msgspec.msgpack.Decoder(Payload)

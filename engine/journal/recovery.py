@@ -45,7 +45,26 @@ class JournalScan:
                 self.epochs[number] = Epoch(number, first_lsn, [], store_id)
         self._nodes = nodes
         self._store_id = store_id
+        self.last_number = max(found, default=0)  # of any epoch ever begun, as far as these nodes know
+        self.unfinished: set[int] = set()
+        while (number := max(self.epochs, default=0)) and self._is_unfinished(self.epochs[number]):
+            # Nobody was answered out of it, and what it was to take over stands in the one before.
+            self.unfinished.add(number)
+            del self.epochs[number]
+            self.files = {key: sizes for key, sizes in self.files.items() if key[0] != number}
         self.last_epoch = max(self.epochs, default=0)
+
+    def _is_unfinished(self, epoch: Epoch) -> bool:
+        """Whether the newest epoch's opening was cut short: it lacks a part of the tail it
+        was to take over, and nothing in it says that it had been there."""
+        if epoch.tail_lsn < epoch.first_lsn or any(
+            number == epoch.number and first > epoch.first_lsn for number, first in self.files
+        ):
+            return False
+        merged = MergedFile(self._nodes, (epoch.number, epoch.first_lsn), self._store_id)
+        if any(record.lsn >= epoch.tail_lsn for _, record in merged.records()):
+            return False
+        return merged.proven_durable() < merged.next_lsn
 
     def check_available(self, missing: Mapping[str, str], m: int) -> None:
         """Refuse to open when what is missing could hide acknowledged records. `missing`
@@ -153,13 +172,13 @@ def _void_epochs(epochs: Mapping[int, Epoch]) -> Callable[[int], bool]:
     return lambda number: any(low < number < high for low, high in passed)
 
 
-def set_aside_void(nodes: Mapping[str, Node], store_id: str) -> None:
-    """Put journal and epoch files of void epochs into quarantine, so that nobody heals from
-    them. A node that fails keeps them for the next time."""
+def set_aside_void(nodes: Mapping[str, Node], store_id: str, unfinished: Collection[int] = ()) -> None:
+    """Put journal and epoch files of void (and `unfinished`) epochs into quarantine, so that
+    nobody heals from them. A node that fails keeps them for the next time."""
     void = _void_epochs(read_epochs(nodes, store_id))
     for node in list(nodes.values()):
         try:
-            names = [name for name in node.list("journal/") if void(_epoch_of(name))]
+            names = [name for name in node.list("journal/") if void(_epoch_of(name)) or _epoch_of(name) in unfinished]
             for name in names:
                 node.quarantine(name, "it is of an epoch that was begun while the node failed, and never opened")
         except StoreError as error:
