@@ -130,7 +130,10 @@ class Maintenance:
                 if owner in (None, segment.owner):
                     # At opening all that was ever committed is in the keymap; later some may be on its way.
                     named_to = self._named_to(segment.segment_id) if owner is None else None
-                    sealed = await anyio.to_thread.run_sync(recover_segment, segment, self._nodes.nodes, named_to)
+                    store_id = self._nodes.descriptor.store_id
+                    sealed = await anyio.to_thread.run_sync(
+                        recover_segment, segment, self._nodes.nodes, store_id, named_to
+                    )
                     await self._index.commit(sealed, ORIGIN)
 
     def _named_to(self, segment_id: int) -> int:

@@ -86,7 +86,9 @@ class StripeMark(Struct):
 # -- what callers use ----------------------------------------------------------
 
 
-def recover_segment(segment: Segment, nodes: Mapping[str, Node], named_to: int | None = None) -> SealSegment:
+def recover_segment(
+    segment: Segment, nodes: Mapping[str, Node], store_id: str, named_to: int | None = None
+) -> SealSegment:
     """Seal a segment whose writer is gone. Every fragment on a node that is there comes
     back to its full length; the others are named in `fragments_lost`. `named_to`: where
     the last stripe begins that anything names (-1: none does), if all that was committed is
@@ -113,7 +115,7 @@ def recover_segment(segment: Segment, nodes: Mapping[str, Node], named_to: int |
     reached(CrashSite.RECOVERY_SURVEYED)
     for index, node in there.items():
         try:
-            _complete(segment, index, node, there, marks, tail[index])
+            _complete(segment, index, node, there, store_id, marks, tail[index])
         except UnknownFormat as error:
             raise UnknownFormat(f"{node.path}/{fragment_name(segment.segment_id, index)}: {error}") from error
         except StoreError as error:
@@ -317,18 +319,24 @@ def _frames_of(segment: Segment, stripe: Stripe) -> Iterator[DirectoryEntry]:
 
 
 def _complete(
-    segment: Segment, index: int, node: Node, there: Mapping[int, Node], marks: Sequence[StripeMark], tail: list[Buffer]
+    segment: Segment,
+    index: int,
+    node: Node,
+    there: Mapping[int, Node],
+    store_id: str,
+    marks: Sequence[StripeMark],
+    tail: list[Buffer],
 ) -> None:
     """Bring one file of an open segment to its full, sealed length."""
     name = fragment_name(segment.segment_id, index)
     if not _has_header(segment, index, node):
-        _rewrite(segment, index, node, there, marks, tail)
+        _rewrite(segment, index, node, there, store_id, marks, tail)
         return
     good = 0
     while good < len(marks) and index in marks[good].good:
         good += 1
     if any(index in mark.good for mark in marks[good:]):
-        _rewrite(segment, index, node, there, marks, tail)
+        _rewrite(segment, index, node, there, store_id, marks, tail)
         return
     end = marks[good - 1].end if good else FILE_HEADER_BYTES
     node.truncate(name, end)
@@ -340,14 +348,19 @@ def _complete(
 
 
 def _rewrite(
-    segment: Segment, index: int, node: Node, there: Mapping[int, Node], marks: Sequence[StripeMark], tail: list[Buffer]
+    segment: Segment,
+    index: int,
+    node: Node,
+    there: Mapping[int, Node],
+    store_id: str,
+    marks: Sequence[StripeMark],
+    tail: list[Buffer],
 ) -> None:
     """Write the whole file anew and put it in its place."""
     name = fragment_name(segment.segment_id, index)
     scratch = name + SCRATCH
     _delete_if_there(node, scratch)  # left by an earlier attempt
     try:
-        store_id = _store_id(segment, there)
         header = FileHeader(store_id, segment.segment_id, index, segment.k, segment.m, segment.code, LIBRARY)
         node.create(scratch)
         node.append(scratch, 0, [encode_file_header(header)])

@@ -21,7 +21,7 @@ from engine.nodes.descriptor import NodeDescriptor, write_node_descriptor
 from engine.nodes.directory import DirectoryNode
 from engine.nodes.memory import MemoryNode
 from engine.segments import plane as plane_module
-from engine.segments.format import FILE_HEADER_BYTES, FOOTER_BYTES, decode_footer, fragment_name
+from engine.segments.format import FILE_HEADER_BYTES, FOOTER_BYTES, decode_file_header, decode_footer, fragment_name
 from engine.segments.plane import SegmentPlane, pack
 from engine.segments.recovery import missing_fragments, read_directory, rebuild_fragments, recover_segment
 from engine.types import NodeEntry, Segment, SegmentLocation, SegmentState
@@ -362,12 +362,12 @@ async def crashed(world: World) -> tuple[Segment, list[SegmentLocation]]:
 
 
 async def check_recovered(world: World, locations: list[SegmentLocation], lost: list[int] | None = None) -> Segment:
-    sealed = recover_segment(world.the_segment(), world.nodes)
+    sealed = recover_segment(world.the_segment(), world.nodes, "s")
     assert sealed.fragments_lost == (lost or [])
     await world.announce(sealed)
     segment = world.the_segment()
     assert missing_fragments(segment, world.nodes) == (lost or [])
-    assert recover_segment(segment, world.nodes) == sealed, "a second recovery changes nothing"
+    assert recover_segment(segment, world.nodes, "s") == sealed, "a second recovery changes nothing"
     assert await world.open_plane().read(locations) == FRAMES
     directory = read_directory(segment, world.nodes)
     assert directory is not None and [entry.location for entry in directory] == locations
@@ -397,7 +397,7 @@ async def test_unsynced_stripes_are_kept_where_they_can_be() -> None:
     for index in (0, 4):
         file = node_of(world, index).files[fragment_name(segment.segment_id, index)]
         del file[-100:]
-    sealed = recover_segment(segment, world.nodes)
+    sealed = recover_segment(segment, world.nodes, "s")
     await world.announce(sealed)
     assert await world.open_plane().read([*locations, *extra]) == [*FRAMES, make_frame(99, 50_000)]
 
@@ -452,7 +452,7 @@ async def test_recovery_refuses_with_too_few_nodes() -> None:
     for index in range(3):
         node_of(world, index).vanished = True
     with pytest.raises(Unreadable, match="needs 4 of its nodes"):
-        recover_segment(segment, world.nodes)
+        recover_segment(segment, world.nodes, "s")
 
 
 async def test_a_dead_stripe_does_not_take_the_ones_behind_it_along() -> None:
@@ -463,7 +463,7 @@ async def test_a_dead_stripe_does_not_take_the_ones_behind_it_along() -> None:
         name = fragment_name(segment.segment_id, index)
         start = written[1][0].stripe_offset
         node_of(world, index).files[name][start : start + 200] = bytes(200)
-    await world.announce(recover_segment(segment, world.nodes))
+    await world.announce(recover_segment(segment, world.nodes, "s"))
     segment = world.the_segment()
     plane = world.open_plane()
     assert await plane.read([*written[0], *written[2]]) == [make_frame(0, 90_000), make_frame(2, 90_000)]
@@ -481,20 +481,25 @@ async def test_a_torn_stripe_ends_an_orphan_unless_something_behind_it_is_named(
         start = written[1][0].stripe_offset
         node_of(world, index).files[fragment_name(segment.segment_id, index)][start : start + 200] = bytes(200)
     named_to = None if named is None else -1 if named < 0 else written[named][0].stripe_offset
-    sealed = recover_segment(segment, world.nodes, named_to)
+    sealed = recover_segment(segment, world.nodes, "s", named_to)
     assert (sealed.stripes, sealed.fragments_lost) == (kept, [])
     await world.announce(sealed)
     assert await world.open_plane().read(written[0]) == [make_frame(0, 90_000)]
-    assert recover_segment(world.the_segment(), world.nodes, named_to) == sealed, "a second recovery changes nothing"
+    assert recover_segment(world.the_segment(), world.nodes, "s", named_to) == sealed, (
+        "a second recovery changes nothing"
+    )
 
 
 async def test_a_segment_announced_but_never_made_is_sealed_empty() -> None:
     world = memory_world()
     await world.announce(OpenSegment(7, 4, 2, list(world.nodes), "gone"))
-    sealed = recover_segment(world.the_segment(), world.nodes)
+    sealed = recover_segment(world.the_segment(), world.nodes, "s")
     assert (sealed.stripes, sealed.fragments_lost) == (0, [])
     await world.announce(sealed)
     assert missing_fragments(world.the_segment(), world.nodes) == []
+    for index in range(6):
+        header = node_of(world, index).read(fragment_name(7, index), 0, FILE_HEADER_BYTES)
+        assert decode_file_header(header).store_id == "s", "whose it is cannot be read from anything else"
 
 
 async def test_a_replaced_node_is_filled(tmp_path: Path) -> None:
@@ -519,7 +524,7 @@ async def test_a_writer_whose_segment_was_recovered_under_it_leaves_it_alone() -
     world = memory_world()
     locations = await world.write(FRAMES[:2])
     first = world.the_segment()
-    await world.announce(recover_segment(first, world.nodes))
+    await world.announce(recover_segment(first, world.nodes, "s"))
     before = {name: bytes(node.files[file]) for name, node in world.nodes.items() for file in node.files}  # type: ignore[attr-defined]
     locations += await world.write(FRAMES[2:])
     assert not world.lost and len(world.segments) == 2
@@ -560,7 +565,7 @@ async def test_no_acknowledged_frame_is_lost_whatever_happens(seed: int) -> None
     _power_fails(world, chance, back)
     for segment in list(world.segments.values()):
         if segment.state is SegmentState.OPEN:
-            await world.announce(recover_segment(segment, world.nodes))
+            await world.announce(recover_segment(segment, world.nodes, "s"))
     assert await world.open_plane().read(list(acknowledged)) == list(acknowledged.values())
     for node in world.nodes.values():
         node.vanished = False  # type: ignore[attr-defined]
@@ -645,6 +650,6 @@ async def test_many_writers_while_nodes_fail_and_return(seed: int, monkeypatch: 
         node.fault_power_loss()  # type: ignore[attr-defined]
     for segment in list(world.segments.values()):
         if segment.state is SegmentState.OPEN:
-            await world.announce(recover_segment(segment, world.nodes))
+            await world.announce(recover_segment(segment, world.nodes, "s"))
     assert len(acknowledged) > 120
     assert await world.open_plane().read(list(acknowledged)) == list(acknowledged.values())
