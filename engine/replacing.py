@@ -11,7 +11,7 @@ import msgspec
 
 from engine.changes import SetNode
 from engine.crash_sites import CrashSite, reached
-from engine.errors import StoreError
+from engine.errors import StoreError, WritesStopped
 from engine.maintenance import ORIGIN
 from engine.nodes.descriptor import (
     NODE_DESCRIPTOR_NAME,
@@ -24,6 +24,8 @@ from engine.nodes.descriptor import (
 from engine.opening import Parts
 from engine.types import NodeEntry, NodeState
 
+COMMIT_ATTEMPTS_MAX = 10
+
 
 async def replace_node(parts: Parts, node_id: str, path: str | None = None) -> None:
     """Write this store's descriptor, with a new generation, into the empty directory at
@@ -35,13 +37,25 @@ async def replace_node(parts: Parts, node_id: str, path: str | None = None) -> N
     if place is None:
         known = ", ".join(entry.node_id for entry in parts.index.keymap.nodes())
         raise StoreError(f"there is no node {node_id}; the nodes are {known}")
-    if place.state is not NodeState.LOST:
+    if place.state is not NodeState.LOST and not await _is_away(parts, place):
         raise StoreError(f"node {node_id} is {place.state}, not lost; only a lost node can be replaced")
     target = os.path.abspath(path or place.path)
     replaced = await anyio.to_thread.run_sync(_take_place, parts, place, target)
-    await parts.index.commit(
-        SetNode(node_id, replaced.path, replaced.domain, NodeState.REBUILDING, replaced.generation), ORIGIN
-    )
+    change = SetNode(node_id, replaced.path, replaced.domain, NodeState.REBUILDING, replaced.generation)
+    for attempt in range(COMMIT_ATTEMPTS_MAX):
+        try:
+            await parts.index.commit(change, ORIGIN)
+            return
+        except WritesStopped:
+            if attempt == COMMIT_ATTEMPTS_MAX - 1:
+                raise
+        await anyio.sleep(1.0)  # maintenance opens the new node meanwhile, which the journal may need
+
+
+async def _is_away(parts: Parts, place: NodeEntry) -> bool:
+    """Whether the node is lost though nobody could note it: with m+1 nodes nothing can be
+    committed once one of them is gone."""
+    return place.state is NodeState.HEALTHY and await anyio.to_thread.run_sync(parts.nodes.probe, place) is not None
 
 
 def _take_place(parts: Parts, place: NodeEntry, target: str) -> NodeEntry:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from engine.types import NodeEntry, NodeState
 
+RETURNED = (NodeState.STALE, NodeState.REBUILDING)  # they miss older things; what is new is as safe there
+
 
 def choose_replicas(
-    places: Iterable[NodeEntry], available: Iterable[str], count: int, excluded: set[str], turn: int = 0
+    places: Iterable[NodeEntry],
+    available: Iterable[str],
+    count: int,
+    excluded: set[str],
+    turn: int = 0,
+    states: Collection[NodeState] = (NodeState.HEALTHY,),
 ) -> list[str]:
-    """Up to `count` ids of healthy nodes that are available, in separate domains where
-    possible; `turn` says with which one to begin."""
+    """Up to `count` ids of nodes in one of the `states` that are available, in separate
+    domains where possible; `turn` says with which one to begin."""
     there = set(available)
     domains = {
         place.node_id: place.domain
         for place in places
-        if place.state is NodeState.HEALTHY and place.node_id in there and place.node_id not in excluded
+        if place.state in states and place.node_id in there and place.node_id not in excluded
     }
     known = list(domains)
     start = turn % len(known) if known else 0

@@ -99,3 +99,36 @@ def test_a_fragment_whose_sync_failed_is_written_anew_though_it_reads_well(
                     assert not name.startswith("segments/") or file.content == file.durable, f"{name} lies in memory"
 
     assert machine.run(live)
+
+
+@pytest.mark.parametrize(("k", "m", "lost"), [(1, 1, 1), (2, 2, 2)])
+def test_nodes_of_a_store_of_k_plus_m_are_replaced_though_nothing_can_be_written(
+    tmp_path: Path, k: int, m: int, lost: int
+) -> None:
+    """Fewer than m+1 nodes remained: the index could neither be told that they are lost nor
+    that others took their place."""
+    machine = Machine(1, tmp_path)
+    paths = [str(tmp_path / "nodes" / str(number)) for number in range(1, k + m + 1)]
+    init_store(machine.data, k=k, m=m, nodes=[(path, "") for path in paths])
+
+    async def live() -> None:
+        async with open_store(machine.data, Opening.OWN, node_opener=machine.open_node) as store:
+            await store.commit(CreateBucket("bucket"), ORIGIN)
+            await put(store, "key", bytes(range(256)) * 50)
+            await store.parts.plane.seal()
+            for path in paths[:lost]:
+                machine.vanish(path)
+            await trio.sleep(5)
+            for number, path in enumerate(paths[:lost], 1):
+                machine.come_back_empty(path)
+                await store.replace_node(f"node{number}")
+            await trio.sleep(60)
+            assert {str(place.state) for place in store.keymap.nodes()} == {"healthy"}
+            assert (await store.status())["under_redundancy"] == 0
+            for path in paths[lost : lost + m]:
+                machine.vanish(path)
+            head = store.keymap.head("bucket", "key")
+            assert head is not None
+            assert await store.read_range(head.manifest, 0, 1 << 20) == bytes(range(256)) * 50
+
+    assert machine.run(live)
