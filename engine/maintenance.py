@@ -25,6 +25,7 @@ from engine.changes import FragmentsDamaged, Origin, SetNode
 from engine.errors import PreconditionFailed, StoreError, StoreInUse
 from engine.index.local import LocalIndex
 from engine.interfaces import KeymapReader, Node
+from engine.nodes.descriptor import read_store_descriptor
 from engine.nodeset import NodeSet
 from engine.segments.recovery import looks_whole, recover_segment
 from engine.types import NodeEntry, NodeState, SegmentLocation, SegmentState
@@ -69,6 +70,7 @@ class Maintenance:
     async def _watching(self, parts: Parts) -> None:
         while True:
             try:
+                await self._take_in_replaced(parts)
                 await self.watch()
                 await anyio.to_thread.run_sync(self._nodes.reserve.refill)
                 if self._detection_seconds:
@@ -77,6 +79,27 @@ class Maintenance:
             except (StoreError, OSError) as error:
                 logger.warning("maintenance: %s", error)
             await anyio.sleep(WATCH_SECONDS)
+
+    async def _take_in_replaced(self, parts: Parts) -> None:
+        """Nodes that were replaced, of which the index could not be told: with m+1 nodes it
+        commits nothing while one is away, until the new one is open here."""
+        places = {place.node_id: place for place in self._index.keymap.nodes()}
+        described = self._nodes.described
+        if all(
+            node_id in self._nodes.nodes and described[node_id].generation == place.generation
+            for node_id, place in places.items()
+        ):
+            return
+        descriptor = await anyio.to_thread.run_sync(read_store_descriptor, parts.data)
+        for known in descriptor.nodes:
+            place = places.get(known.node_id)
+            if place is None or known.generation <= place.generation:
+                continue
+            new = NodeEntry(known.node_id, known.path, known.domain, NodeState.REBUILDING, known.generation)
+            if await anyio.to_thread.run_sync(self._nodes.probe, new) is None:
+                self._index.forgive(new.node_id)  # what failed is gone
+                change = SetNode(new.node_id, new.path, new.domain, new.state, new.generation)
+                await self._index.commit(change, ORIGIN)
 
     async def watch(self) -> None:
         """One round: states follow the nodes."""
