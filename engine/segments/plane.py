@@ -288,6 +288,10 @@ class SegmentPlane:
             raise WritesStopped("the store is closing")
         k, places = choose_nodes(await self._candidates(), self._k, self._m, self._rotation)
         self._rotation += 1
+        held = dict(self._nodes)  # a thread may drop one at any moment
+        nodes = [held[place.node_id] for place in places if place.node_id in held]
+        if len(nodes) < len(places):
+            return None  # one of them went away while its room was asked for
         opened = OpenSegment(
             segment_id=secrets.randbits(63),
             k=k,
@@ -297,7 +301,7 @@ class SegmentPlane:
             writer_epoch=self._writer_epoch,
             code=DEFAULT_CODE,
         )
-        writer = SegmentWriter(opened, [self._nodes[node_id] for node_id in opened.node_ids], self._store_id)
+        writer = SegmentWriter(opened, nodes, self._store_id)
         with anyio.CancelScope(shield=True):
             # The index knows of a segment before anything can lie in it.
             await self._announce(opened)

@@ -653,3 +653,17 @@ async def test_many_writers_while_nodes_fail_and_return(seed: int, monkeypatch: 
             await world.announce(recover_segment(segment, world.nodes, "s"))
     assert len(acknowledged) > 120
     assert await world.open_plane().read(list(acknowledged)) == list(acknowledged.values())
+
+
+async def test_a_node_that_is_dropped_while_its_room_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = memory_world(count=7)
+    asked = plane_module._free_bytes
+
+    def dropped_meanwhile(nodes: list[Node]) -> list[object]:
+        world.nodes.pop("n3", None)
+        return list(asked(nodes))
+
+    monkeypatch.setattr(plane_module, "_free_bytes", dropped_meanwhile)
+    locations = await world.write(FRAMES)
+    assert await world.plane.read(locations) == FRAMES
+    assert "n3" not in world.the_segment().node_ids
