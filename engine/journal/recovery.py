@@ -286,7 +286,7 @@ def heal_replicas(nodes: Mapping[str, Node], healthy: Collection[str], store_id:
         if key[1] <= end_lsn:
             holders = [node_id for node_id in sizes if node_id in healthy]
             _heal_differing(nodes, key, store_id, holders, void_from(files, key))
-    heal_epochs({node_id: nodes[node_id] for node_id in healthy}, store_id)
+    heal_epochs({node_id: node for node_id, node in nodes.items() if node_id in healthy}, store_id)
 
 
 def void_from(files: Iterable[FileKey], key: FileKey) -> int | None:
