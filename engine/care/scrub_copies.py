@@ -233,7 +233,11 @@ class _Copies:
     async def _heal_piece_file(self, node: Node, name: str, reason: str, whole: bool) -> None:
         self._note(node.node_id, name, reason)
         if whole:
-            await anyio.to_thread.run_sync(node.quarantine, name, reason)
+            try:
+                await anyio.to_thread.run_sync(node.quarantine, name, reason)
+            except StoreError as error:
+                self.found.problems.append(f"{name} on node {node.node_id} is damaged and cannot be set aside: {error}")
+                return
             self.journal_damaged = True
         else:
             self.found.problems.append(f"{name} is good on no node")
