@@ -317,6 +317,8 @@ async def replica_fails(play: Play) -> None:
     await play.put("before", SMALL)
     failing = play.store.index._log.members[0]  # type: ignore[attr-defined]
     play.machine.disks[path_of(play, failing)].failing = {"sync": 1.0}
+    for number in range(3):
+        await play.put(f"answered before it is synced {number}", SMALL, durable=False)
     async with anyio.create_task_group() as tasks:
         for number in range(4):
             tasks.start_soon(play.put, f"while it fails {number}", SMALL)
