@@ -35,7 +35,7 @@ WRITE_BYTES = 100_000  # one write(2) into the mount
 WORK_SECONDS = (0.8, 2.5)
 KEEPING = 0.5  # of the rounds have garbage collected and so on meanwhile
 FAULTY_NODES_MAX = M  # at a time; of the others every promise holds
-ROUNDS_PER_STORE = 50  # then a new one: nothing here collects what is overwritten
+ROUNDS_PER_STORE = 25  # then a new one: nothing here collects what is overwritten
 RETRY_SECONDS = 0.05
 VICTIMS = ("index", "index", "gateway", "gateway", "mount", "tables", "caretaker", "supervisor", "disk", "disk")
 

@@ -58,7 +58,7 @@ class SafeSince:
 
     def __init__(self, log: Path) -> None:
         self._inodes: dict[int, _Inode] = {}
-        self._names: dict[tuple[int, str], tuple[int, int]] = {}  # → (inode, since when)
+        self._names: dict[tuple[int, str], list[tuple[int, int]]] = {}  # → (inode, since when), one after another
         for line in log.read_text().splitlines():
             event = json.loads(line)
             if "synced" in event:
@@ -68,21 +68,22 @@ class SafeSince:
                         file.synced.append((change[1], change[1] + change[2], event["time_ns"]))
             else:
                 directory, name, inode = event["bound"]
-                if inode is None:
-                    self._names.pop((directory, name), None)
-                else:
-                    self._names[directory, name] = (inode, event["time_ns"])
+                if inode is not None:
+                    self._names.setdefault((directory, name), []).append((inode, event["time_ns"]))
 
     def bytes_of(self, path: str, offset: int, length: int) -> int:
         """The time from which bytes [offset, offset+length) of the file and its name were
-        safe; NEVER if they were not."""
+        safe; NEVER if they were not. A file that repair put in its place later is as good."""
+        *directories, name = path.split("/")
         inode, since = ROOT, 0
-        for name in path.split("/"):
-            inode, bound = self._names.get((inode, name), (0, NEVER))
+        for directory in directories:
+            inode, bound = self._names.get((inode, directory), [(0, NEVER)])[-1]
             since = max(since, bound)
-        if since == NEVER:
-            return NEVER
-        return max(since, self._covered(self._inodes.get(inode, _Inode()).synced, offset, offset + length))
+        times = [
+            max(since, bound, self._covered(self._inodes.get(file, _Inode()).synced, offset, offset + length))
+            for file, bound in self._names.get((inode, name), [])
+        ]
+        return min(times, default=NEVER)
 
     def _covered(self, synced: Sequence[tuple[int, int, int]], start: int, end: int) -> int:
         """When the last byte of [start, end) was first synced."""

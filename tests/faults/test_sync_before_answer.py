@@ -10,7 +10,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -73,8 +73,9 @@ def work_at_mount(served: ServedStore, name: str, rng: random.Random, note: Note
     door.close()
 
 
-def answers_of(served: ServedStore) -> list[Answered]:
-    """Several clients at both doors; what was answered, and when."""
+def answers_of(served: ServedStore, failing: Sequence[str]) -> list[Answered]:
+    """Several clients at both doors; what was answered, and when. A sync or a write fails
+    now and then on the disks of the `failing` nodes."""
     answers: list[Answered] = []
     failures: list[BaseException] = []
 
@@ -91,6 +92,10 @@ def answers_of(served: ServedStore) -> list[Answered]:
     threads = [threading.Thread(target=run, args=each, daemon=True) for each in work]
     for thread in threads:
         thread.start()
+    rng = random.Random("failing")
+    while failing and any(thread.is_alive() for thread in threads):
+        served.disks.command("fail", rng.choice(failing), rng.choice(("sync", "sync", "write")), 1)
+        time.sleep(0.5)
     for thread in threads:
         thread.join(240)
         assert not thread.is_alive(), "a client hangs"
@@ -99,7 +104,9 @@ def answers_of(served: ServedStore) -> list[Answered]:
     return answers
 
 
-async def problems_of(directory: Path, program: list[str | Path] | None = None) -> tuple[int, list[str]]:
+async def problems_of(
+    directory: Path, program: list[str | Path] | None = None, failing: Sequence[str] = ()
+) -> tuple[int, list[str]]:
     """How many answers a server gave, and which of them too early."""
     served = ServedStore(directory, logged=True)
     try:
@@ -108,8 +115,9 @@ async def problems_of(directory: Path, program: list[str | Path] | None = None) 
         served.start()
         S3Door(served.environment, BUCKET).request("PUT")
         served.disks.command("sync delay", SYNC_SECONDS)
-        answers = answers_of(served)
+        answers = answers_of(served, failing)
         served.disks.command("sync delay", 0.0)
+        assert not failing or "Input/output error" in served.store.log.read_text(), "no disk failed"
         served.stop()
         served.disks.command("flush")
         log = served.disks.log
@@ -129,6 +137,12 @@ async def test_every_answer_comes_after_the_syncs_it_needs(tmp_path: Path) -> No
     answers, problems = await problems_of(tmp_path)
     assert not problems, "\n".join(problems[:20])
     assert answers == 47
+
+
+async def test_answers_wait_for_enough_nodes_while_disks_fail(tmp_path: Path) -> None:
+    answers, problems = await problems_of(tmp_path, failing=["node2", "node5"])
+    assert not problems, "\n".join(problems[:20])
+    assert answers == 47, "with m+1 healthy nodes, writes go on"
 
 
 @pytest.mark.parametrize("what", ["journal", "one replica", "segments", "late"])
