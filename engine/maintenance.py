@@ -22,7 +22,7 @@ from engine.care.lock import care_lock
 from engine.care.repair import BYTES_PER_SECOND, GRACE_SECONDS, RETURNED, Plan, make_plan, misses, repair
 from engine.care.sweep import sweep
 from engine.changes import FragmentsDamaged, Origin, SetNode
-from engine.errors import PreconditionFailed, StoreError, StoreInUse
+from engine.errors import PreconditionFailed, StoreError, StoreInUse, WritesStopped
 from engine.index.local import LocalIndex
 from engine.interfaces import KeymapReader, Node
 from engine.nodes.descriptor import read_store_descriptor
@@ -58,6 +58,7 @@ class Maintenance:
         self._look_again = 0.0
         self._unswept = False  # a node came back
         self._count_copies_at = 0.0
+        self._left_open: set[str] = set()  # owners of segments that could not be sealed at opening
 
     async def run(self, parts: Parts) -> None:
         """Until cancelled. A failed round is logged and tried again."""
@@ -72,6 +73,7 @@ class Maintenance:
             try:
                 await self._take_in_replaced(parts)
                 await self.watch()
+                await self._seal_left_open()
                 await anyio.to_thread.run_sync(self._nodes.reserve.refill)
                 if self._detection_seconds:
                     seconds, self._detection_seconds = self._detection_seconds, 0.0
@@ -115,7 +117,14 @@ class Maintenance:
                 logger.warning("node %s is %s: %s", place.node_id, state, problem or "it is back")
                 if state is NodeState.LOST and place.node_id in self._seen_good:
                     self._detection_seconds = time.monotonic() - self._seen_good[place.node_id]
-                await self.set_state(place, state)
+                try:
+                    await self.set_state(place, state)
+                except WritesStopped:
+                    if problem is None:
+                        # Too few others are there to note that it failed: without another try
+                        # nothing could ever be written again.
+                        self._index.forgive(place.node_id)
+                    raise
                 changed = True
         if changed or await self._copies_missing():
             await self._index.repair_journal()
@@ -145,6 +154,21 @@ class Maintenance:
             logger.info("node %s changed its state meanwhile; it is looked at again", place.node_id)
 
     # -- segments ------------------------------------------------------------------
+
+    async def seal_left_open(self) -> None:
+        """seal_orphans() of all, when the store is opened. While nothing can be committed they
+        stay open, which harms no reader, and are sealed later."""
+        owners = {segment.owner for segment in self._index.keymap.open_segments()}
+        try:
+            await self.seal_orphans()
+        except WritesStopped as error:
+            logger.warning("segments of gone writers stay open for now: %s", error)
+            self._left_open = owners
+
+    async def _seal_left_open(self) -> None:
+        for owner in sorted(self._left_open):
+            await self.seal_orphans(owner=owner)
+            self._left_open.discard(owner)
 
     async def seal_orphans(self, *, owner: str | None = None) -> None:
         """Cut the torn tail of every open segment (of `owner`, or of all) and seal it."""

@@ -214,7 +214,7 @@ async def _own(data: Path, descriptor: StoreDescriptor, node_opener: NodeOpener)
         ) as index:
             await _register_nodes(index, nodes)
             maintenance = Maintenance(index, nodes)
-            await maintenance.seal_orphans()
+            await maintenance.seal_left_open()
             rot = RotReports(index, nodes.nodes)
             plane = _open_plane(index, nodes, _owner_name(), rot)
             pins = Pins(data / "index", index.condemned_lsn)

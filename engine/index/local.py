@@ -455,7 +455,9 @@ class LocalIndex:
                 self._db.execute("ROLLBACK")
                 self._log.abandon(first_lsn)
                 for waiting in batch:
-                    waiting.error = waiting.error or stopped
+                    # Refusals too: they were judged beside changes of this batch that never came to be.
+                    if waiting.result is None or waiting.lsn >= first_lsn:
+                        waiting.error = stopped
                 self._applied(batch)
                 return
             reached(CrashSite.COMMIT_ORDERED)

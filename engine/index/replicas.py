@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable
 
 from engine.types import NodeEntry, NodeState
 
-RETURNED = (NodeState.STALE, NodeState.REBUILDING)  # they miss older things; what is new is as safe there
+# Where they are available, these miss older things; what is new is as safe there.
+RETURNED = (NodeState.STALE, NodeState.REBUILDING, NodeState.LOST)
 
 
 def choose_replicas(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import anyio
 
 from engine.care.scrub import scrub
-from engine.errors import FragmentCorrupt, NodeFull, StoreError
+from engine.errors import FragmentCorrupt, NodeFull, StoreError, WritesStopped
 from engine.segments.format import (
     FILE_HEADER_BYTES,
     FOOTER_BYTES,
@@ -42,7 +42,12 @@ class Faults:
 
     def excuse(self, error: StoreError) -> bool:
         """Whether an error that is not the change's fault has a reason."""
+        if isinstance(error, WritesStopped):
+            return not self.enough_to_write()
         return isinstance(error, NodeFull) and "full" in self.suspects.values()
+
+    def enough_to_write(self) -> bool:
+        return len(self.machine.disks) - len(self.suspects) >= self.m + 1
 
     def beyond_reading(self) -> bool:
         return False
@@ -134,7 +139,7 @@ class Faults:
             return
         self.machine.come_back_empty(path)
         self.suspects[path] = "empty"
-        if place.state is not NodeState.LOST:
+        if place.state is not NodeState.LOST and self.enough_to_write():
             raise Violation(f"node {place.node_id} was away for 2.5 s and is {place.state}")
         await store.replace_node(place.node_id)
         self.suspects[path] = "back"

@@ -10,7 +10,7 @@ import trio
 
 from engine.changes import CreateBucket, Origin, PutVersion
 from engine.crash_sites import CrashSite
-from engine.errors import StoreError
+from engine.errors import StoreError, WritesStopped
 from engine.store import Opening, Store, init_store, open_store
 from sim.machine import Machine
 
@@ -130,5 +130,82 @@ def test_nodes_of_a_store_of_k_plus_m_are_replaced_though_nothing_can_be_written
             head = store.keymap.head("bucket", "key")
             assert head is not None
             assert await store.read_range(head.manifest, 0, 1 << 20) == bytes(range(256)) * 50
+
+    assert machine.run(live)
+
+
+def pair(folder: Path) -> tuple[Machine, list[str]]:
+    """A store of 1+1: without one of its nodes nothing can be written."""
+    machine, paths = Machine(1, folder), [str(folder / "nodes" / name) for name in ("1", "2")]
+    init_store(machine.data, k=1, m=1, nodes=[(path, "") for path in paths])
+    return machine, paths
+
+
+def test_nothing_is_refused_because_of_a_change_that_never_came_to_be(tmp_path: Path) -> None:
+    """Both were judged in one batch, which then could not be written."""
+    machine, paths = pair(tmp_path)
+    errors: list[StoreError] = []
+
+    async def live() -> None:
+        async with open_store(machine.data, Opening.OWN, node_opener=machine.open_node) as store:
+            await store.commit(CreateBucket("bucket"), ORIGIN)
+            machine.vanish(paths[0])
+
+            async def create() -> None:
+                try:
+                    await store.commit(CreateBucket("other"), ORIGIN)
+                except StoreError as error:
+                    errors.append(error)
+
+            async with trio.open_nursery() as tasks:
+                tasks.start_soon(create)
+                tasks.start_soon(create)
+
+    assert machine.run(live)
+    assert [type(error) for error in errors] == [WritesStopped, WritesStopped]
+
+
+def test_a_store_that_can_be_read_opens_though_it_can_seal_nothing(tmp_path: Path) -> None:
+    machine, paths = pair(tmp_path)
+    content = bytes(range(256)) * 50
+
+    async def write() -> None:
+        async with open_store(machine.data, Opening.OWN, node_opener=machine.open_node) as store:
+            await store.commit(CreateBucket("bucket"), ORIGIN)
+            await put(store, "key", content)
+            machine.process.end()
+
+    async def read() -> None:
+        async with open_store(machine.data, Opening.OWN, node_opener=machine.open_node) as store:
+            head = store.keymap.head("bucket", "key")
+            assert head is not None
+            assert await store.read_range(head.manifest, 0, 1 << 20) == content
+            machine.come_back(paths[0])
+            await trio.sleep(60)
+            assert not list(store.keymap.open_segments())
+            assert (await store.status())["under_redundancy"] == 0
+
+    assert not machine.run(write)
+    machine.vanish(paths[0])
+    assert machine.run(read)
+
+
+def test_a_store_of_m_plus_one_nodes_can_be_written_again_after_one_failed_for_a_moment(tmp_path: Path) -> None:
+    machine, paths = pair(tmp_path)
+
+    async def live() -> None:
+        async with open_store(machine.data, Opening.OWN, node_opener=machine.open_node) as store:
+            await store.commit(CreateBucket("bucket"), ORIGIN)
+            disk = machine.disks[paths[0]]
+            disk.failing = {"sync": 1.0}
+            with pytest.raises(WritesStopped):
+                await store.commit(CreateBucket("other"), ORIGIN)
+            await trio.sleep(5)
+            disk.failing = {}
+            await trio.sleep(5)
+            await store.commit(CreateBucket("third"), ORIGIN)
+            await trio.sleep(60)
+            assert {str(place.state) for place in store.keymap.nodes()} == {"healthy"}
+            assert (await store.status())["under_redundancy"] == 0
 
     assert machine.run(live)

@@ -34,7 +34,8 @@ from sim.upkeep import Care, Upkeep
 
 ENVIRONMENT = (WritesStopped, NodeFull, IndexUnavailable, Unreadable)  # not the change's fault: may be tried again
 HANG_SECONDS = 100_000.0
-LAYOUTS = ((4, 2, 6), (2, 1, 3), (2, 1, 4), (1, 2, 5), (2, 2, 6), (3, 3, 7))
+# k, m, nodes; the last four can't be written while m nodes are away
+LAYOUTS = ((4, 2, 6), (2, 1, 3), (2, 1, 4), (1, 2, 5), (2, 2, 6), (3, 3, 7), (1, 1, 2), (1, 2, 3), (2, 2, 4), (3, 3, 6))
 
 
 class World:
@@ -192,6 +193,8 @@ class World:
         except StoreError as error:
             self.machine.process.go_on()
             operation.error = error
+            if isinstance(error, ENVIRONMENT):
+                self._must_be_excused(error)
             return
         self.machine.process.go_on()  # an answer of a dead process is none
         operation.result = result
@@ -219,8 +222,6 @@ class World:
                 operation.result = found
                 done.append((found.lsn, operation))
             else:
-                if operation.error is not None:
-                    self._must_be_excused(operation.error)
                 doubtful.append(operation)
         states = [self.model.copy()] if refused else []
         for _, operation in sorted(done, key=lambda pair: pair[0]):
