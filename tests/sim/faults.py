@@ -29,6 +29,7 @@ from engine.types import NodeState, Segment, SegmentState
 from sim.checks import Violation
 from sim.machine import Machine
 
+DISTRUST_SECONDS = 40  # a little more than the store's own
 HEAL_SECONDS = 1000  # longer than repair waits before it tries again
 
 
@@ -38,16 +39,21 @@ class Faults:
         self.dice = dice
         self.m = m
         self.suspects: dict[str, str] = {}  # path → gone, failing, full, rotten, stale, back
+        self.been_full: set[str] = set()  # among the suspects: how full it is, is looked at now and then
+        self.whole_since: dict[str, int] = {}  # when it was suspect no more
         self.images: dict[str, dict[str, bytes]] = {}
 
     def excuse(self, error: StoreError) -> bool:
         """Whether an error that is not the change's fault has a reason."""
         if isinstance(error, WritesStopped):
             return not self.enough_to_write()
-        return isinstance(error, NodeFull) and "full" in self.suspects.values()
+        return isinstance(error, NodeFull) and not self.been_full.isdisjoint(self.suspects)
 
     def enough_to_write(self) -> bool:
-        return len(self.machine.disks) - len(self.suspects) >= self.m + 1
+        """Not counting nodes that were suspect a moment ago: the store distrusts them still."""
+        now = self.machine.now_ns()
+        distrusted = {path for path, since in self.whole_since.items() if now - since < DISTRUST_SECONDS * 10**9}
+        return len(self.machine.disks) - len(distrusted | set(self.suspects)) >= self.m + 1
 
     def beyond_reading(self) -> bool:
         return False
@@ -78,6 +84,7 @@ class Faults:
             case 3:
                 disk.capacity = disk.used() + self.dice.choice((0, 100, 5000, 40_000))
                 self.suspects[path] = "full"
+                self.been_full.add(path)
             case _:
                 self._rot(path)
                 self.suspects[path] = "rotten"
@@ -220,6 +227,8 @@ class Faults:
         for path, state in list(self.suspects.items()):
             if state == "back" and self._is_whole(store, path):
                 del self.suspects[path]
+                self.been_full.discard(path)
+                self.whole_since[path] = self.machine.now_ns()
 
     def _is_whole(self, store: Store, path: str) -> bool:
         place = next(place for place in store.keymap.nodes() if place.path == path)
