@@ -14,7 +14,7 @@ running = pytest.importorskip("running")  # tools/running.py, on the path by con
 from expectation import Broken  # noqa: E402
 from kill_rounds import KillRounds, run  # noqa: E402
 
-ROUNDS, ROUNDS_TO_NOTICE = 8, 12
+ROUNDS, ROUNDS_TO_NOTICE = 6, 12
 pytestmark = pytest.mark.skipif(not running.can_mount(), reason="no /dev/fuse here")
 
 
