@@ -11,6 +11,11 @@ import trio
 from engine.changes import CreateBucket, Origin, PutVersion
 from engine.crash_sites import CrashSite
 from engine.errors import StoreError, WritesStopped
+from engine.index import upkeep
+from engine.journal.log import JournalLog, ReplicaFailed
+from engine.journal.records import RawRecord, encode_record, journal_name
+from engine.journal.recovery import JournalScan
+from engine.nodes.memory import MemoryNode
 from engine.store import Opening, Store, init_store, open_store
 from sim.machine import Machine
 
@@ -209,3 +214,38 @@ def test_a_store_of_m_plus_one_nodes_can_be_written_again_after_one_failed_for_a
             assert (await store.status())["under_redundancy"] == 0
 
     assert machine.run(live)
+
+
+def test_a_torn_tail_that_a_later_epoch_overrules_is_healed_away(tmp_path: Path) -> None:
+    """A power cut left whole records behind a torn one: the file counted as damaged, and as
+    too thin, for ever."""
+    nodes = {name: MemoryNode(name) for name in ("a", "b", "c")}
+    store_id = "0" * 32
+
+    def log(last_epoch: int, end_lsn: int) -> JournalLog:
+        def choose(count: int, excluded: set[str]) -> list[str]:
+            return [name for name in nodes if name not in excluded][:count]
+
+        return JournalLog(nodes, store_id=store_id, m=1, last_epoch=last_epoch, end_lsn=end_lsn, choose=choose)
+
+    def record(lsn: int) -> RawRecord:
+        return encode_record(lsn, lsn, ORIGIN, CreateBucket(f"bucket{lsn}"))
+
+    first = log(0, 0)
+    with pytest.raises(ReplicaFailed):
+        first.append([record(1)])
+    first.take_over("")
+    torn_at = nodes["a"].size(journal_name(1, 1))
+    first.append([record(2), record(3), record(4)])
+    nodes["a"].fault_corrupt(journal_name(1, 1), torn_at + 60)
+    nodes["b"].truncate(journal_name(1, 1), torn_at)
+    second = log(1, 1)
+    with pytest.raises(ReplicaFailed):
+        second.append([record(2)])
+    second.take_over("")
+
+    everywhere = set(nodes)
+    assert upkeep.thin(nodes, everywhere, 2, 1, 2) == 1
+    upkeep.repair(nodes, everywhere, 2, store_id, first_lsn=1, open_for_writing=True)
+    assert upkeep.thin(nodes, everywhere, 2, 1, 2) == 0
+    assert [raw.lsn for _, _, raw in JournalScan(nodes, store_id).records(1)] == [1, 2]
