@@ -40,6 +40,7 @@ class Faults:
         self.m = m
         self.suspects: dict[str, str] = {}  # path → gone, failing, full, rotten, stale, back
         self.been_full: set[str] = set()  # among the suspects: how full it is, is looked at now and then
+        self.nodes: set[str] = set()  # paths of those the store held for healthy after the last step
         self.whole_since: dict[str, int] = {}  # when it was suspect no more
         self.images: dict[str, dict[str, bytes]] = {}
 
@@ -53,7 +54,7 @@ class Faults:
         """Not counting nodes that were suspect a moment ago: the store distrusts them still."""
         now = self.machine.now_ns()
         distrusted = {path for path, since in self.whole_since.items() if now - since < DISTRUST_SECONDS * 10**9}
-        return len(self.machine.disks) - len(distrusted | set(self.suspects)) >= self.m + 1
+        return len(self.nodes - distrusted - set(self.suspects)) >= self.m + 1
 
     def beyond_reading(self) -> bool:
         return False
@@ -224,6 +225,8 @@ class Faults:
     # -- whole again -------------------------------------------------------------------------
 
     async def note_clean(self, store: Store) -> None:
+        """Which suspects are whole again, and which nodes there are."""
+        self.nodes = {place.path for place in store.keymap.nodes() if place.state is NodeState.HEALTHY}
         for path, state in list(self.suspects.items()):
             if state == "back" and self._is_whole(store, path):
                 del self.suspects[path]

@@ -27,7 +27,7 @@ from engine.keymap.answers import idempotent
 from engine.store import Opening, Store, init_store, open_store
 from sim.checks import Violation, check_books, check_bytes, check_listings
 from sim.faults import Faults
-from sim.machine import Machine
+from sim.machine import EPOCH_NS, Machine
 from sim.model import Model
 from sim.operations import Clients, Operation, Prepare
 from sim.upkeep import Care, Upkeep
@@ -54,7 +54,11 @@ class World:
         self.volatile: list[Operation] = []  # … and what was applied since
         self.doubtful: list[Operation] = []  # no answer, or an error that leaves it open
         self.may_lose_unsynced = False
-        self.tell = tell or (lambda line: None)
+        self._tell = tell
+
+    def tell(self, line: str) -> None:
+        if self._tell is not None:
+            self._tell(f"{(self.machine.now_ns() - EPOCH_NS) / 1e9:9.3f} {line}")
 
     # -- lives ---------------------------------------------------------------------------
 
