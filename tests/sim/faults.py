@@ -39,7 +39,7 @@ class Faults:
         self.dice = dice
         self.m = m
         self.suspects: dict[str, str] = {}  # path → gone, failing, full, rotten, stale, back
-        self.been_full: set[str] = set()  # among the suspects: how full it is, is looked at now and then
+        self.been_full: set[str] = set()  # at some time: how full a node is, is looked at now and then
         self.nodes: set[str] = set()  # paths of those the store held for healthy after the last step
         self.whole_since: dict[str, int] = {}  # when it was suspect no more
         self.images: dict[str, dict[str, bytes]] = {}
@@ -48,13 +48,16 @@ class Faults:
         """Whether an error that is not the change's fault has a reason."""
         if isinstance(error, WritesStopped):
             return not self.enough_to_write()
-        return isinstance(error, NodeFull) and not self.been_full.isdisjoint(self.suspects)
+        recently = {path for path in self.been_full if self._suspect_lately(path)}
+        return isinstance(error, NodeFull) and bool(recently)
 
     def enough_to_write(self) -> bool:
-        """Not counting nodes that were suspect a moment ago: the store distrusts them still."""
-        now = self.machine.now_ns()
-        distrusted = {path for path, since in self.whole_since.items() if now - since < DISTRUST_SECONDS * 10**9}
-        return len(self.nodes - distrusted - set(self.suspects)) >= self.m + 1
+        return sum(not self._suspect_lately(path) for path in self.nodes) >= self.m + 1
+
+    def _suspect_lately(self, path: str) -> bool:
+        """Is, or was a moment ago: the store distrusts it still."""
+        ago = self.machine.now_ns() - self.whole_since.get(path, 0)
+        return path in self.suspects or ago < DISTRUST_SECONDS * 10**9
 
     def beyond_reading(self) -> bool:
         return False
@@ -230,7 +233,6 @@ class Faults:
         for path, state in list(self.suspects.items()):
             if state == "back" and self._is_whole(store, path):
                 del self.suspects[path]
-                self.been_full.discard(path)
                 self.whole_since[path] = self.machine.now_ns()
 
     def _is_whole(self, store: Store, path: str) -> bool:

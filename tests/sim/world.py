@@ -122,8 +122,7 @@ class World:
             await self._batch(store, self.upkeep.next(store), clients=self.dice.choice((0, 2, 5)))
         elif choice < 0.80:
             seconds = self.dice.choice((0.2, 1.5, 5, 45))
-            self.tell(f"{seconds} s pass")
-            await anyio.sleep(seconds)
+            await self._wait(seconds)
         elif choice < 0.92:
             await self.faults.change(store, self.tell)
         elif choice < 0.95:
@@ -137,6 +136,10 @@ class World:
         await self.faults.note_clean(store)
         await self._check(store, thorough=self.dice.random() < 0.1)
         return True
+
+    async def _wait(self, seconds: float) -> None:
+        self.tell(f"{seconds} s pass")
+        await anyio.sleep(seconds)
 
     async def _seal(self, store: Store) -> None:
         try:
@@ -159,7 +162,9 @@ class World:
         count = self.dice.choice((1, 1, 2, 3, 6)) if clients is None else clients
         if self.dice.random() < 0.12:
             self._plan_crash()
-        prepared = [self.clients.next(self.model) for _ in range(count)]
+        await self._play(store, [self.clients.next(self.model) for _ in range(count)], care)
+
+    async def _play(self, store: Store, prepared: Sequence[Prepare], care: tuple[str, Care] | None = None) -> None:
         started: list[Operation] = []
         try:
             async with anyio.create_task_group() as tasks:
