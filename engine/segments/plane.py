@@ -139,7 +139,8 @@ class SegmentPlane:
             return
         rooms = await anyio.to_thread.run_sync(self._rooms)
         places = [place.node_id for place in self._healthy() if place.node_id in self._nodes]
-        short = {node_id for node_id in places if rooms.get(node_id, 0) < limits.CONTENT_ROOM_BYTES_MIN}
+        enough = limits.CONTENT_ROOM_BYTES_MIN
+        short = {node_id for node_id in places if rooms.get(node_id, enough) < enough}  # not those that don't answer
         if len(places) - len(short) < self._m + 1 <= len(places):
             raise NodeFull(f"nodes {', '.join(sorted(short))} are full; delete something or add nodes")
         self._unlooked_bytes = 0

@@ -8,6 +8,7 @@ throughout. All dice are the world's.
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 
 import anyio
@@ -167,7 +168,14 @@ class Faults:
                 self.machine.disks[path].restore(self.images[path])
                 self.suspects[path] = "stale"
         index = self.machine.data / "index"
-        match self.dice.randrange(12):
+        backup = self.machine.folder / "index.old"
+        match self.dice.randrange(14):
+            case 2:  # the disk of DATA/index is copied …
+                shutil.rmtree(backup, ignore_errors=True)
+                shutil.copytree(index, backup, ignore=shutil.ignore_patterns("*.sock", "pins"))
+            case 3 if backup.exists():  # … and comes back as it was
+                shutil.rmtree(index)
+                shutil.copytree(backup, index)
             case 0:
                 for found in index.iterdir():
                     if found.is_file():

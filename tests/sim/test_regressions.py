@@ -249,3 +249,16 @@ def test_a_torn_tail_that_a_later_epoch_overrules_is_healed_away(tmp_path: Path)
     upkeep.repair(nodes, everywhere, 2, store_id, first_lsn=1, open_for_writing=True)
     assert upkeep.thin(nodes, everywhere, 2, 1, 2) == 0
     assert [raw.lsn for _, _, raw in JournalScan(nodes, store_id).records(1)] == [1, 2]
+
+
+def test_a_node_that_went_away_is_not_called_full(tmp_path: Path) -> None:
+    machine, paths = pair(tmp_path)
+
+    async def live() -> None:
+        async with open_store(machine.data, Opening.OWN, node_opener=machine.open_node) as store:
+            await store.commit(CreateBucket("bucket"), ORIGIN)
+            machine.vanish(paths[0])
+            with pytest.raises(WritesStopped):
+                await put(store, "key", bytes(range(256)) * 50)
+
+    assert machine.run(live)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import trio
 
 from engine.care.collect import collect
@@ -171,13 +172,25 @@ class World:
                 if care is not None:
                     tasks.start_soon(self._care, store, *care)
                 for prepare in prepared:
-                    tasks.start_soon(self._client, store, prepare, started)
+                    hangs_up = self.dice.random() < 0.06
+                    tasks.start_soon(self._fickle if hangs_up else self._client, store, prepare, started)
         finally:
             self.doubtful += started
             for operation in started:
                 self.tell(f"  {operation}")
+        if any(operation.result is None and operation.error is None for operation in started):
+            await anyio.sleep(0.1)  # whoever asked has gone; what was asked may still be done
         self.doubtful = self._take_over(store, self.doubtful)
         self._settle_durable(store)
+
+    async def _fickle(self, store: Store, prepare: Prepare, started: list[Operation]) -> None:
+        """A client that hangs up somewhere in the middle."""
+        patience = self.dice.choice((1, 5, 20, 60))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._client, store, prepare, started)
+            for _ in range(patience):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
 
     async def _care(self, store: Store, name: str, care: Care) -> None:
         self.tell(await self.upkeep.run(store, name, care))
