@@ -83,22 +83,26 @@ class Maintenance:
             await anyio.sleep(WATCH_SECONDS)
 
     async def _take_in_replaced(self, parts: Parts) -> None:
-        """Nodes that were replaced, of which the index could not be told: with m+1 nodes it
-        commits nothing while one is away, until the new one is open here."""
+        """Nodes that were replaced or added, of which the index could not be told: with m+1
+        nodes it commits nothing while one is away, until the new one is open here."""
         places = {place.node_id: place for place in self._index.keymap.nodes()}
-        described = self._nodes.described
-        if all(
-            node_id in self._nodes.nodes and described[node_id].generation == place.generation
-            for node_id, place in places.items()
-        ):
+        nodes, described = self._nodes.nodes, self._nodes.described
+        writable = nodes.keys() & places.keys() - self._index.failed_replicas
+        stopped = len(writable) < self._nodes.descriptor.m + 1
+        current = (
+            node_id in nodes and described[node_id].generation == place.generation for node_id, place in places.items()
+        )
+        if all(current) and not stopped:
             return
         descriptor = await anyio.to_thread.run_sync(read_store_descriptor, parts.data)
         for known in descriptor.nodes:
             place = places.get(known.node_id)
-            if place is None or known.generation <= place.generation:
-                continue
-            new = NodeEntry(known.node_id, known.path, known.domain, NodeState.REBUILDING, known.generation)
-            if await anyio.to_thread.run_sync(self._nodes.probe, new) is None:
+            if place is None:
+                taken_in, state = not stopped, NodeState.HEALTHY  # else whoever adds it tells the index
+            else:
+                taken_in, state = known.generation <= place.generation, NodeState.REBUILDING
+            new = NodeEntry(known.node_id, known.path, known.domain, state, known.generation)
+            if not taken_in and await anyio.to_thread.run_sync(self._nodes.probe, new) is None:
                 self._index.forgive(new.node_id)  # what failed is gone
                 change = SetNode(new.node_id, new.path, new.domain, new.state, new.generation)
                 await self._index.commit(change, ORIGIN)

@@ -24,7 +24,7 @@ import msgspec
 from engine.care.rot import RotReports
 from engine.changes import OpenSegment, Origin, SealSegment, SetNode
 from engine.coding import check_code
-from engine.errors import IndexUnavailable, StoreError, StoreInUse
+from engine.errors import IndexUnavailable, StoreError, StoreInUse, WritesStopped
 from engine.index.client import open_index_client
 from engine.index.local import LocalIndex, open_local_index
 from engine.index.server import SOCKET_NAME, serve_index
@@ -230,6 +230,7 @@ async def _own(data: Path, descriptor: StoreDescriptor, node_opener: NodeOpener)
                     with anyio.CancelScope(shield=True):
                         await plane.aclose()
                     pins.close()
+                    index.keep_subscribers()
                     tasks.cancel_scope.cancel()
     finally:
         nodes.close()
@@ -296,7 +297,11 @@ async def _register_nodes(index: LocalIndex, nodes: NodeSet) -> None:
             state = entry.state
         else:
             continue
-        await index.commit(SetNode(place.node_id, place.path, place.domain, state, place.generation), ORIGIN)
+        try:
+            await index.commit(SetNode(place.node_id, place.path, place.domain, state, place.generation), ORIGIN)
+        except WritesStopped as error:
+            # What is there can be read; the next opening tries again, and maintenance before.
+            logger.warning("node %s is not taken in for now: %s", place.node_id, error)
 
 
 def _open_plane(index: Index, nodes: NodeSet, owner: str, rot: RotReports) -> SegmentPlane:

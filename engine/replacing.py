@@ -42,6 +42,12 @@ async def replace_node(parts: Parts, node_id: str, path: str | None = None) -> N
     target = os.path.abspath(path or place.path)
     replaced = await anyio.to_thread.run_sync(_take_place, parts, place, target)
     change = SetNode(node_id, replaced.path, replaced.domain, NodeState.REBUILDING, replaced.generation)
+    await commit_with_patience(parts, change)
+
+
+async def commit_with_patience(parts: Parts, change: SetNode) -> None:
+    """Tell the index of a new node. Where too few others are left to write the journal,
+    maintenance opens the new one meanwhile. Raises WritesStopped."""
     for attempt in range(COMMIT_ATTEMPTS_MAX):
         try:
             await parts.index.commit(change, ORIGIN)
@@ -49,7 +55,7 @@ async def replace_node(parts: Parts, node_id: str, path: str | None = None) -> N
         except WritesStopped:
             if attempt == COMMIT_ATTEMPTS_MAX - 1:
                 raise
-        await anyio.sleep(1.0)  # maintenance opens the new node meanwhile, which the journal may need
+        await anyio.sleep(1.0)
 
 
 async def _is_away(parts: Parts, place: NodeEntry) -> bool:

@@ -35,6 +35,7 @@ from engine.nodes.descriptor import (
 )
 from engine.opening import Parts
 from engine.placement import crowded, spare_keeps_rule
+from engine.replacing import commit_with_patience
 from engine.types import NodeEntry, NodeState, Segment, SegmentState
 
 EVEN_SHARE = 0.05  # nodes are even when none holds more than this share beyond another
@@ -60,7 +61,7 @@ async def add_node(parts: Parts, path: str, domain: str = "") -> str:
     async with care_lock(parts.data, "adding a node"):
         await parts.index.freshen()
         place = await anyio.to_thread.run_sync(_make_node, parts, os.path.abspath(path), domain)
-        await parts.index.commit(SetNode(place.node_id, place.path, place.domain), ORIGIN)
+        await commit_with_patience(parts, SetNode(place.node_id, place.path, place.domain))
         problem = await anyio.to_thread.run_sync(
             parts.nodes.probe, NodeEntry(place.node_id, place.path, place.domain, generation=place.generation)
         )

@@ -123,7 +123,7 @@ class LocalIndex:
             choose=self._choose_replicas,
             skip=epochs_skipped,
         )
-        self._feed = FeedHub(end_lsn)
+        self._feed = FeedHub(end_lsn, path.with_name("subscribers"))
         self._last_time_ns = last_time_ns
         self._durable_lsn = end_lsn
         self._durable_changed = anyio.Event()
@@ -256,6 +256,14 @@ class LocalIndex:
     async def recount(self) -> list[str]:
         return recount(self._db)
 
+    def connected(self) -> bool:
+        return not self._ended
+
+    def keep_subscribers(self) -> None:
+        """The store is being closed: who follows the feed is to be waited for by the next
+        index, though its connection ends with this one."""
+        self._feed.ending = True
+
     async def aclose(self) -> None:
         self._ended = True
 
@@ -358,8 +366,10 @@ class LocalIndex:
             return roomy
         chosen = choose_replicas(places, self._nodes, count, excluded, self._log.epoch)
         if len(chosen) < count == self._copies:
-            # Else a store of m+1 nodes could not even be told that one of them was replaced.
-            returned = choose_replicas(places, self._nodes, count, excluded, self._log.epoch, RETURNED)
+            # Else a store of m+1 nodes could not even be told that one was replaced or added.
+            known = {place.node_id for place in places}
+            new = [NodeEntry(one, "", state=NodeState.REBUILDING) for one in sorted(self._nodes) if one not in known]
+            returned = choose_replicas([*places, *new], self._nodes, count, excluded, self._log.epoch, RETURNED)
             chosen += returned[: count - len(chosen)]
         return chosen
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from engine.care.nodes import add_node
 from engine.changes import CreateBucket, Origin, PutVersion
 from engine.crash_sites import CrashSite
 from engine.errors import StoreError, WritesStopped
@@ -260,5 +261,25 @@ def test_a_node_that_went_away_is_not_called_full(tmp_path: Path) -> None:
             machine.vanish(paths[0])
             with pytest.raises(WritesStopped):
                 await put(store, "key", bytes(range(256)) * 50)
+
+    assert machine.run(live)
+
+
+def test_a_node_is_added_to_a_store_that_can_write_nothing_without_it(tmp_path: Path) -> None:
+    """It was written into store.json, the index could not be told, and the store did not open."""
+    machine, paths = pair(tmp_path)
+
+    async def live() -> None:
+        async with open_store(machine.data, Opening.OWN, node_opener=machine.open_node) as store:
+            await store.commit(CreateBucket("bucket"), ORIGIN)
+            machine.vanish(paths[0])
+            await add_node(store.parts, str(tmp_path / "nodes" / "3"))
+            await put(store, "key", bytes(range(256)) * 50)
+            await trio.sleep(10)
+            assert {place.node_id: str(place.state) for place in store.keymap.nodes()} == {
+                "node1": "lost",
+                "node2": "healthy",
+                "node3": "healthy",
+            }
 
     assert machine.run(live)

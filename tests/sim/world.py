@@ -78,7 +78,8 @@ class World:
         self.tell(f"-- process {'ended' if ended_orderly else 'was killed'}{', power cut' if power else ''}")
         if power:
             self.machine.power_cut()
-            self.may_lose_unsynced = not ended_orderly
+            # Closing syncs what was ordered, if the nodes let it.
+            self.may_lose_unsynced |= not ended_orderly or not self.faults.enough_to_write()
         self.faults.between_processes(power)
 
     async def _live(self) -> None:
