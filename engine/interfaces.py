@@ -273,4 +273,5 @@ class Index(Protocol):
     def seal_request(self) -> int: ...  # grows with every request_seal()
     def condemned_lsn(self) -> int: ...  # of the newest Condemn that is applied; for engine.pins
     async def recount(self) -> list[str]: ...  # counters that disagree with a recount, in words
+    def connected(self) -> bool: ...  # the index is there; a client's connection may be between two
     async def aclose(self) -> None: ...

@@ -104,6 +104,11 @@ class Pins:
             pin.end()
 
     @property
+    def name(self) -> str:
+        """Of this process's file: it is locked as long as the process lives."""
+        return self._path.stem
+
+    @property
     def active(self) -> bool:
         return bool(self._counts)
 
@@ -170,7 +175,12 @@ def oldest_pin(directory: Path) -> OldestPin | None:
 
 def living_processes(directory: Path) -> int:
     """How many processes have the store open."""
-    return sum(1 for _ in _of_the_living(directory))
+    return len(living_names(directory))
+
+
+def living_names(directory: Path) -> set[str]:
+    """Pins.name of every process that has the store open."""
+    return {path.stem for path in _of_the_living(directory)}
 
 
 def held_chunks(directory: Path) -> set[bytes]:

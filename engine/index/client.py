@@ -159,6 +159,9 @@ class IndexClient:
     async def read_frame(self, location: JournalLocation, chunk_id: bytes | None = None) -> bytes:
         return await read_journal_frame(self._nodes, location, chunk_id)
 
+    def connected(self) -> bool:
+        return self._outbox is not None
+
     async def aclose(self) -> None:
         self.keymap.close()
         self._page.close()

@@ -2,22 +2,31 @@
 
 A bounded window of batches; a subscriber that falls out of it, or a confirming one that
 confirms nothing for LEASE_SECONDS, gets one batch with `dropped` set and goes on from
-now. All on one event loop.
+now. Who confirms is kept in a file beside the keymap: an index that starts again waits
+for those that confirmed to its predecessor, until they are back or their lease has run
+out. All on one event loop.
 """
 
 from __future__ import annotations
 
+import re
+import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
 
 import anyio
+import msgspec
 
 from engine import limits
 from engine.changes import Record, Touched
 from engine.interfaces import Confirm, FeedBatch
+from engine.pins import living_names
 
 GATHER_SECONDS = 0.01  # subscribers that only follow are this much behind
 GATHER_RECORDS = 500  # in one message to them
+
+_NAME = re.compile(r"mount-(\d+-[0-9a-f]+)-[0-9a-f]{16}")
 
 
 class Subscriber:
@@ -31,8 +40,14 @@ class Subscriber:
 
 
 class FeedHub:
-    def __init__(self, last_lsn: int) -> None:
+    """`path`: where the names of confirming subscribers are kept. Made on the event loop."""
+
+    def __init__(self, last_lsn: int, path: Path) -> None:
         self.last_lsn = last_lsn
+        self.ending = False  # connections that end now do not end the caches behind them
+        self._path = path
+        self._awaited = _read_names(path)
+        self._awaited_until = anyio.current_time() + limits.LEASE_SECONDS
         self._window: deque[FeedBatch] = deque()
         self._window_records = 0
         self._subscribers: set[Subscriber] = set()
@@ -60,6 +75,11 @@ class FeedHub:
         """Batches from `next_lsn` (in the window or the next to come) on."""
         subscriber = Subscriber(subscriber_id, confirms, next_lsn)
         self._subscribers.add(subscriber)
+        if confirms:
+            self._awaited.discard(subscriber_id)
+            self._keep_names()
+            self._confirmed.set()
+            self._confirmed = anyio.Event()
         try:
             while True:
                 batch = self._next(subscriber)
@@ -80,6 +100,8 @@ class FeedHub:
                 yield batch, confirm
         finally:
             self._subscribers.discard(subscriber)
+            if confirms and not self.ending:
+                self._keep_names()
             self._confirmed.set()
             self._confirmed = anyio.Event()
 
@@ -116,11 +138,24 @@ class FeedHub:
         return batches
 
     def must_confirm(self) -> bool:
-        return any(subscriber.confirms for subscriber in self._subscribers)
+        return any(subscriber.confirms for subscriber in self._subscribers) or self._awaits("")
+
+    def _awaits(self, except_id: str) -> bool:
+        """Whether one that confirmed to the index before this one may still hold caches."""
+        return bool(self._awaited - {except_id}) and anyio.current_time() < self._awaited_until
+
+    def _keep_names(self) -> None:
+        names = self._awaited | {one.subscriber_id for one in self._subscribers if one.confirms}
+        scratch = self._path.with_name(self._path.name + ".new")
+        scratch.write_bytes(msgspec.json.encode(sorted(names)))
+        scratch.replace(self._path)
 
     async def wait_confirmed(self, lsn: int, except_id: str) -> None:
         """Until every confirming subscriber but `except_id` confirmed `lsn`. Those that do
         not within the lease are dropped: their caches have run out by then."""
+        while self._awaits(except_id):
+            with anyio.move_on_after(self._awaited_until - anyio.current_time()):
+                await self._confirmed.wait()
         with anyio.move_on_after(limits.LEASE_SECONDS):
             while self._late(lsn, except_id):
                 await self._confirmed.wait()
@@ -139,6 +174,24 @@ class FeedHub:
             and subscriber.subscriber_id != except_id
             and subscriber.confirmed_lsn < lsn
         ]
+
+
+def subscriber_name(process: str) -> str:
+    """A name for a confirming subscriber of the process whose Pins.name is `process`: with
+    the process the mount and all it cached have ended."""
+    return f"mount-{process}-{secrets.token_hex(8)}"
+
+
+def _read_names(path: Path) -> set[str]:
+    try:
+        names = msgspec.json.decode(path.read_bytes(), type=set[str])
+    except FileNotFoundError:
+        return set()
+    except (OSError, msgspec.DecodeError):
+        return {"unknown"}  # somebody may be there: wait for the lease
+    living = living_names(path.parent)
+    found = {name: _NAME.fullmatch(name) for name in names}
+    return {name for name, match in found.items() if match is None or match[1] in living}
 
 
 def _joined(batches: list[FeedBatch]) -> FeedBatch:

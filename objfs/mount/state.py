@@ -13,7 +13,6 @@ import itertools
 import os
 import stat
 import time
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ from pyfuse3 import EntryAttributes
 from engine import limits
 from engine.changes import Change, CommitResult, Condition, Door, Origin, PutVersion
 from engine.errors import NoSuchBucket
+from engine.index.feed import subscriber_name
 from engine.types import Attributes, Bucket, Content, Manifest, Version
 from objfs.mount.attributes import Owner, directory_attributes, file_attributes, set_size
 from objfs.mount.gate import TreeGate
@@ -40,7 +40,7 @@ class MountState:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.keymap = store.keymap
-        self.mount_id = f"mount-{uuid.uuid4().hex}"
+        self.mount_id = subscriber_name(store.pins.name)
         self.table = InodeTable()
         self.gate = TreeGate()
         self.owner = Owner(os.getuid(), os.getgid())
@@ -164,7 +164,8 @@ class MountState:
         return entry
 
     def _with_timeouts(self, entry: EntryAttributes) -> EntryAttributes:
-        entry.entry_timeout = entry.attr_timeout = limits.LEASE_SECONDS if self.followed else 0
+        follows = self.followed and self.store.index.connected()
+        entry.entry_timeout = entry.attr_timeout = limits.LEASE_SECONDS if follows else 0
         return entry
 
     # -- making things ---------------------------------------------------------
