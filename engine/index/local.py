@@ -338,7 +338,8 @@ class LocalIndex:
 
     async def rotate_journal(self) -> int:
         while True:
-            await self.wait_durable(self._log.end_lsn)
+            # Not for what is just being appended: it may be given up, and its LSN never come.
+            await self.wait_durable(self._log.written_lsn)
             async with self._turn:  # nothing is appended now, so one sync makes all of it durable
                 with anyio.move_on_after(ROTATE_SECONDS):
                     await self.wait_durable(self._log.end_lsn)

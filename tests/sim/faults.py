@@ -15,6 +15,7 @@ import anyio
 
 from engine.care.scrub import scrub
 from engine.errors import FragmentCorrupt, NodeFull, StoreError, WritesStopped
+from engine.pieces import WRITING
 from engine.segments.format import (
     FILE_HEADER_BYTES,
     FOOTER_BYTES,
@@ -213,7 +214,7 @@ class Faults:
         status = await store.status()
         raise Violation(
             f"after {HEAL_SECONDS} s without faults {status['under_redundancy']} are below full protection, "
-            f"suspect: {self.suspects}, nodes: {status['nodes']}"
+            f"suspect: { {path: self._lacking(store, path) for path in self.suspects} }, nodes: {status['nodes']}"
         )
 
     def check_no_strays(self, store: Store) -> None:
@@ -239,24 +240,24 @@ class Faults:
         """Which suspects are whole again, and which nodes there are."""
         self.nodes = {place.path for place in store.keymap.nodes() if place.state is NodeState.HEALTHY}
         for path, state in list(self.suspects.items()):
-            if state == "back" and self._is_whole(store, path):
+            if state == "back" and self._lacking(store, path) is None:
                 del self.suspects[path]
                 self.whole_since[path] = self.machine.now_ns()
 
-    def _is_whole(self, store: Store, path: str) -> bool:
+    def _lacking(self, store: Store, path: str) -> str | None:
+        """What keeps the node from being whole."""
         place = next(place for place in store.keymap.nodes() if place.path == path)
         disk = self.machine.disks.get(path)
         if disk is None or place.state is not NodeState.HEALTHY:
-            return False
-        if any(
-            not self._agrees(path, name) for name in disk.files if not name.startswith(("segments/", "quarantine/"))
-        ):
-            return False
-        return all(
-            self._holds(store, segment, place.node_id)
-            for segment in store.keymap.segments()
-            if place.node_id in segment.node_ids
-        )
+            return f"it is {place.state}"
+        for name in disk.files:
+            replicated = not name.startswith(("segments/", "quarantine/")) and not name.endswith(WRITING)
+            if replicated and not self._agrees(path, name):
+                return f"{name} differs from all others"
+        for segment in store.keymap.segments():
+            if place.node_id in segment.node_ids and not self._holds(store, segment, place.node_id):
+                return f"segment {segment.segment_id:016x} is not whole there"
+        return None
 
     def _agrees(self, path: str, name: str) -> bool:
         """Whether a replicated file is, as far as it goes, what it is on some other node."""

@@ -13,6 +13,7 @@ from engine.changes import CreateBucket, Origin, PutVersion
 from engine.crash_sites import CrashSite
 from engine.errors import StoreError, WritesStopped
 from engine.index import upkeep
+from engine.index.local import LocalIndex
 from engine.journal.log import JournalLog, ReplicaFailed
 from engine.journal.records import RawRecord, encode_record, journal_name
 from engine.journal.recovery import JournalScan
@@ -281,5 +282,24 @@ def test_a_node_is_added_to_a_store_that_can_write_nothing_without_it(tmp_path: 
                 "node2": "healthy",
                 "node3": "healthy",
             }
+
+    assert machine.run(live)
+
+
+def test_the_journal_is_rotated_though_what_was_being_written_is_given_up(tmp_path: Path) -> None:
+    """A checkpoint waited for a record that never came to be, and held up all other care."""
+    machine, _ = pair(tmp_path)
+
+    async def live() -> None:
+        async with open_store(machine.data, Opening.OWN, node_opener=machine.open_node) as store:
+            await store.commit(CreateBucket("bucket"), ORIGIN)
+            index = store.index
+            assert isinstance(index, LocalIndex)
+            index._log.end_lsn += 1  # as it is while a record is written
+            with trio.fail_after(10):
+                async with trio.open_nursery() as tasks:
+                    tasks.start_soon(index.rotate_journal)
+                    await trio.sleep(0.1)
+                    index._log.abandon(index._log.end_lsn)
 
     assert machine.run(live)

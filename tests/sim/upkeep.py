@@ -51,7 +51,7 @@ class Upkeep:
         try:
             result = await care(store)
         except (StoreInUse, NodeFull, WritesStopped, NodeUnavailable) as error:
-            if self.faults.suspects or isinstance(error, StoreInUse):
+            if self.faults.suspects or isinstance(error, StoreInUse) or self.faults.excuse(error):
                 return f"{name}: {type(error).__name__}: {error}"
             raise Violation(f"{name} with nothing wrong: {type(error).__name__}: {error}") from error
         except StoreError as error:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import anyio
@@ -111,7 +111,8 @@ class World:
 
     async def _watch_for_hangs(self) -> None:
         await trio.sleep(HANG_SECONDS)
-        raise Violation(f"nothing moves any more in the world of seed {self.seed}")
+        waiting = "\n".join(_waits(trio.lowlevel.current_root_task()))
+        raise Violation(f"nothing moves any more in the world of seed {self.seed}:\n{waiting}")
 
     # -- steps ---------------------------------------------------------------------------
 
@@ -321,6 +322,23 @@ class World:
             await check_bytes(store, self.model, self.dice, 1.0 if thorough else 0.3)
             if thorough:
                 await check_books(store)
+
+
+def _waits(task: trio.lowlevel.Task | None) -> Iterator[str]:
+    """Where each task waits, from the outside in."""
+    if task is None:
+        return
+    frames, awaited = [], task.coro
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None)
+        if frame is not None and "engine" in frame.f_code.co_filename:
+            frames.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}")
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "ag_await", None)
+    if frames:
+        yield f"  {task.name}: {' > '.join(frames)}"
+    for nursery in task.child_nurseries:
+        for child in nursery.child_tasks:
+            yield from _waits(child)
 
 
 def replay_command(seed: int, steps: int) -> str:
