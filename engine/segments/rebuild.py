@@ -102,7 +102,7 @@ class Rebuild:
         self._sweep.check_ends()
         for target in self.targets:
             scratch = self._scratch(target)
-            _delete_if_there(target.node, scratch)  # left by an earlier attempt
+            delete_if_there(target.node, scratch)  # left by an earlier attempt
             target.node.create(scratch)
             header = FileHeader(
                 self._store_id, segment.segment_id, target.index, segment.k, segment.m, segment.code, LIBRARY
@@ -123,7 +123,7 @@ class Rebuild:
         what was written does not read back."""
         for target in self.targets:
             if not target.better:
-                _delete_if_there(target.node, self._scratch(target))
+                delete_if_there(target.node, self._scratch(target))
                 continue
             scratch, name = self._scratch(target), fragment_name(self.segment.segment_id, target.index)
             self._write(target, [encode_footer(self._footer(target.index))])
@@ -134,7 +134,7 @@ class Rebuild:
             target.node.sync(scratch)
             self._read_back(target, scratch)
             reached(CrashSite.REBUILD_WRITTEN)
-            if target.aside is not None and _is_there(target.node, name):
+            if target.aside is not None and is_there(target.node, name):
                 target.node.quarantine(name, f"{target.aside}; it was rebuilt from the other fragments")
                 reached(CrashSite.REBUILD_QUARANTINED)
             target.node.rename(scratch, name)
@@ -145,7 +145,7 @@ class Rebuild:
         """Take away what is half written, where its node is still there."""
         for target in self.targets:
             try:
-                _delete_if_there(target.node, self._scratch(target))
+                delete_if_there(target.node, self._scratch(target))
             except StoreError as error:
                 logger.warning("%s stays behind: %s", self._scratch(target), error)
 
@@ -289,7 +289,7 @@ def rebuild_now(segment: Segment, targets: Sequence[Target], sources: Mapping[in
     return whole
 
 
-def _is_there(node: Node, name: str) -> bool:
+def is_there(node: Node, name: str) -> bool:
     try:
         node.size(name)
     except FragmentMissing:
@@ -297,6 +297,6 @@ def _is_there(node: Node, name: str) -> bool:
     return True
 
 
-def _delete_if_there(node: Node, name: str) -> None:
-    if _is_there(node, name):
+def delete_if_there(node: Node, name: str) -> None:
+    if is_there(node, name):
         node.delete(name)

@@ -50,7 +50,7 @@ from engine.segments.format import (
     fragment_name,
     verify_payload,
 )
-from engine.segments.rebuild import SCRATCH, Target, rebuild_now
+from engine.segments.rebuild import SCRATCH, Target, delete_if_there, is_there, rebuild_now
 from engine.segments.sweep import search_stripe
 from engine.segments.writer import encode_tail
 from engine.types import Segment, SegmentLocation, SegmentState
@@ -359,7 +359,7 @@ def _rewrite(
     """Write the whole file anew and put it in its place."""
     name = fragment_name(segment.segment_id, index)
     scratch = name + SCRATCH
-    _delete_if_there(node, scratch)  # left by an earlier attempt
+    delete_if_there(node, scratch)  # left by an earlier attempt
     try:
         header = FileHeader(store_id, segment.segment_id, index, segment.k, segment.m, segment.code, LIBRARY)
         node.create(scratch)
@@ -369,9 +369,9 @@ def _rewrite(
         node.sync(scratch)
         reached(CrashSite.REBUILD_WRITTEN)
     except NodeFull:
-        _delete_if_there(node, scratch)
+        delete_if_there(node, scratch)
         raise
-    if _is_there(node, name) and _damaged(segment, index, node, marks):
+    if is_there(node, name) and _damaged(segment, index, node, marks):
         node.quarantine(name, f"fragment {index} of segment {segment.segment_id:016x} was damaged and is rebuilt")
         reached(CrashSite.REBUILD_QUARANTINED)
     node.rename(scratch, name)
@@ -431,19 +431,6 @@ def _read_verified(segment: Segment, index: int, node: Node, mark: StripeMark) -
 
 
 # -- looking at files ----------------------------------------------------------
-
-
-def _is_there(node: Node, name: str) -> bool:
-    try:
-        node.size(name)
-    except FragmentMissing:
-        return False
-    return True
-
-
-def _delete_if_there(node: Node, name: str) -> None:
-    if _is_there(node, name):
-        node.delete(name)
 
 
 def _damaged(segment: Segment, index: int, node: Node, marks: Sequence[StripeMark]) -> bool:
