@@ -22,7 +22,6 @@ from engine.coding import LIBRARY, decode, encode
 from engine.crash_sites import CrashSite, reached
 from engine.errors import (
     FragmentCorrupt,
-    FragmentMissing,
     NodeFull,
     NodeUnavailable,
     StoreError,
