@@ -49,6 +49,7 @@ from engine.types import NodeEntry, NodeState
 
 JOIN_SECONDS = 10.0
 IDLE_SEAL_SECONDS = 30.0
+SEAL_RETRY_SECONDS = 5.0
 SEAL_POLL_SECONDS = 0.25
 
 logger = logging.getLogger("objfs.store")
@@ -313,7 +314,10 @@ def _open_plane(index: Index, nodes: NodeSet, owner: str, rot: RotReports) -> Se
             if place.node_id == node_id and place.state is NodeState.HEALTHY:
                 logger.warning("node %s failed: %s", node_id, reason)
                 lost = SetNode(node_id, place.path, place.domain, NodeState.LOST, place.generation)
-                await index.commit(lost, ORIGIN)
+                try:
+                    await index.commit(lost, ORIGIN)
+                except WritesStopped as error:
+                    logger.warning("that node %s failed is noted later: %s", node_id, error)
 
     def usable() -> list[NodeEntry]:
         return [
@@ -343,8 +347,13 @@ async def _seal_when_asked(plane: SegmentPlane, index: Index) -> None:
         await anyio.sleep(SEAL_POLL_SECONDS)
         asked = index.seal_request()
         if asked != answered or plane.idle_seconds() > IDLE_SEAL_SECONDS:
-            await plane.seal()
-            answered = asked
+            try:
+                await plane.seal()
+                answered = asked
+            except (WritesStopped, IndexUnavailable) as error:
+                # Tried again; a segment that stays open harms nobody but who wants to repair it.
+                logger.warning("a segment stays open for now: %s", error)
+                await anyio.sleep(SEAL_RETRY_SECONDS)
 
 
 def _owner_name() -> str:

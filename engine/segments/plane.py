@@ -32,7 +32,7 @@ from engine.interfaces import Node
 from engine.placement import choose_nodes
 from engine.segments.reader import read_frames, read_warm_frames
 from engine.segments.writer import FragmentsFailed, PendingStripe, SegmentWriter
-from engine.types import NodeEntry, Segment, SegmentLocation
+from engine.types import NodeEntry, Segment, SegmentLocation, SegmentState
 
 UNSYNCED_BYTES_MAX = 64 * 1024**2  # kept in memory for writing again; more forces a sync
 RELOCATIONS_MAX = 1_000_000  # older ones are refused, not forgotten silently
@@ -89,6 +89,7 @@ class SegmentPlane:
         self._syncing = anyio.Lock()
         self._limiter = anyio.CapacityLimiter(SYNC_THREADS_MAX)
         self._writer: SegmentWriter | None = None
+        self._sealed_untold: list[SealSegment] = []  # the index could not be told of them
         self._homeless: list[PendingStripe] = []  # written nowhere that lasts, oldest first
         self._relocations: dict[SegmentLocation, SegmentLocation] = {}
         self._cut: dict[int, int] = {}  # abandoned segment → end of what was synced there
@@ -277,8 +278,24 @@ class SegmentPlane:
             logger.warning("%s", error)
             return
         reached(CrashSite.SEAL_WRITTEN)
-        await self._announce(sealed)
+        self._sealed_untold.append(sealed)
+        await self._tell_sealed()
         reached(CrashSite.SEAL_ANNOUNCED)
+
+    async def _tell_sealed(self) -> None:
+        """Tell the index of sealed segments. While nothing can be committed they stay open
+        there, which harms no reader; the next seal() tries again."""
+        while self._sealed_untold:
+            sealed = self._sealed_untold[0]
+            segment = self._segment_of(sealed.segment_id)
+            try:
+                if segment is None or segment.state is SegmentState.OPEN:
+                    await self._announce(sealed)
+            except WritesStopped as error:
+                logger.warning("segment %016x stays open for now: %s", sealed.segment_id, error)
+                return
+            if sealed in self._sealed_untold:  # else another task told it meanwhile
+                self._sealed_untold.remove(sealed)
 
     # -- opening and sealing ---------------------------------------------------
 
@@ -354,6 +371,7 @@ class SegmentPlane:
         return usable
 
     async def seal(self) -> None:
+        await self._tell_sealed()
         await self._seal(only_full=False)
 
     async def _seal(self, *, only_full: bool) -> None:

@@ -303,3 +303,25 @@ def test_the_journal_is_rotated_though_what_was_being_written_is_given_up(tmp_pa
                     index._log.abandon(index._log.end_lsn)
 
     assert machine.run(live)
+
+
+def test_a_store_whose_segment_cannot_be_sealed_stays_open(tmp_path: Path) -> None:
+    """The task that seals what is idle ended the process: reads were an outage too."""
+    machine, paths = pair(tmp_path)
+    content = bytes(range(256)) * 50
+
+    async def live() -> None:
+        async with open_store(machine.data, Opening.OWN, node_opener=machine.open_node) as store:
+            await store.commit(CreateBucket("bucket"), ORIGIN)
+            await put(store, "key", content)
+            machine.vanish(paths[0])
+            await trio.sleep(100)
+            head = store.keymap.head("bucket", "key")
+            assert head is not None
+            assert await store.read_range(head.manifest, 0, 1 << 20) == content
+            machine.come_back(paths[0])
+            await trio.sleep(100)
+            assert not list(store.keymap.open_segments())
+            assert (await store.status())["under_redundancy"] == 0
+
+    assert machine.run(live)
