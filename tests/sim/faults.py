@@ -154,7 +154,12 @@ class Faults:
         self.suspects[path] = "empty"
         if place.state is not NodeState.LOST and self.enough_to_write():
             raise Violation(f"node {place.node_id} was away for 2.5 s and is {place.state}")
-        await store.replace_node(place.node_id)
+        try:
+            await store.replace_node(place.node_id)
+        except WritesStopped:
+            if self.enough_to_write():
+                raise
+            return  # more nodes must come back or be replaced first
         self.suspects[path] = "back"
 
     # -- between processes -----------------------------------------------------------------
@@ -250,6 +255,8 @@ class Faults:
         disk = self.machine.disks.get(path)
         if disk is None or place.state is not NodeState.HEALTHY:
             return f"it is {place.state}"
+        if place.node_id not in store.parts.nodes.nodes:
+            return "the store has not opened it again"
         for name in disk.files:
             replicated = not name.startswith(("segments/", "quarantine/")) and not name.endswith(WRITING)
             if replicated and not self._agrees(path, name):
