@@ -58,7 +58,9 @@ WAIT_SECONDS = 60.0  # for pins older than a condemnation to end
 FILES_SECONDS = 1.5  # in which every process closes files that were deleted (engine.nodeset)
 ABANDONED_SECONDS = 7 * 86400.0  # an upload nothing was added to for so long is aborted
 THRESHOLD = 0.8  # a segment whose live share is below is compacted
-JOURNAL_BYTES_MIN = 256 * 1024  # a journal of less, with nothing dead in it, is left
+# A journal of less, with nothing dead in it, is left: freeing it takes a snapshot of every version.
+JOURNAL_BYTES_MIN = 16 * 1024
+JOURNAL_BYTES_PER_VERSION = 16
 ATTEMPTS_MAX = 3  # at a deletion that finds something changed
 POLL_SECONDS = 0.05
 
@@ -308,7 +310,8 @@ class _Collection:
                 if -container <= last_lsn:
                     victims.append(await weigh(mark, reader, Victim(container)))
         dead = sum(victim.dead_chunks for victim in victims)
-        if not dead and sum(max(some.values(), default=0) for some in sizes) < JOURNAL_BYTES_MIN:
+        worth = JOURNAL_BYTES_MIN + JOURNAL_BYTES_PER_VERSION * self._parts.index.keymap.counters()["versions"]
+        if not dead and sum(max(some.values(), default=0) for some in sizes) < worth:
             return
         if self._dry_run:
             self._would_free_journal(victims, sizes)
