@@ -60,7 +60,9 @@ async def add_node(parts: Parts, path: str, domain: str = "") -> str:
     segments at once. Returns its id. Raises StoreError."""
     async with care_lock(parts.data, "adding a node"):
         await parts.index.freshen()
-        place = await anyio.to_thread.run_sync(_make_node, parts, os.path.abspath(path), domain)
+        place = await anyio.to_thread.run_sync(
+            _make_node, parts.data, parts.index.keymap.nodes(), os.path.abspath(path), domain
+        )
         await commit_with_patience(parts, SetNode(place.node_id, place.path, place.domain))
         problem = await anyio.to_thread.run_sync(
             parts.nodes.probe, NodeEntry(place.node_id, place.path, place.domain, generation=place.generation)
@@ -72,9 +74,8 @@ async def add_node(parts: Parts, path: str, domain: str = "") -> str:
     return place.node_id
 
 
-def _make_node(parts: Parts, path: str, domain: str) -> NodePlace:
-    descriptor = read_store_descriptor(parts.data)
-    entries = parts.index.keymap.nodes()
+def _make_node(data: Path, entries: list[NodeEntry], path: str, domain: str) -> NodePlace:
+    descriptor = read_store_descriptor(data)
     known = {entry.node_id for entry in entries} | {place.node_id for place in descriptor.nodes}
     if path in {entry.path for entry in entries} | {place.path for place in descriptor.nodes}:
         raise StoreError(f"{path} is a node already; objfs node list shows them")
@@ -96,7 +97,7 @@ def _make_node(parts: Parts, path: str, domain: str) -> NodePlace:
     )
     reached(CrashSite.NODE_DESCRIBED)
     place = NodePlace(node_id=node_id, path=path, domain=domain)
-    write_store_descriptor(parts.data, msgspec.structs.replace(descriptor, nodes=[*descriptor.nodes, place]))
+    write_store_descriptor(data, msgspec.structs.replace(descriptor, nodes=[*descriptor.nodes, place]))
     reached(CrashSite.NODE_PLACED)
     return place
 

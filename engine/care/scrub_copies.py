@@ -35,7 +35,7 @@ from engine.journal.records import (
 from engine.journal.recovery import set_aside_copy
 from engine.nodes.descriptor import read_node_descriptor
 from engine.opening import Parts
-from engine.types import JournalLocation
+from engine.types import JournalLocation, NodeEntry
 
 logger = logging.getLogger("objfs.care")
 
@@ -53,7 +53,7 @@ async def scrub_copies(parts: Parts, throttle: Throttle, meter: Meter) -> Copies
     work = _Copies(parts, throttle, meter)
     await work.journal()
     await anyio.to_thread.run_sync(work.epochs)
-    await anyio.to_thread.run_sync(work.descriptors)
+    await anyio.to_thread.run_sync(work.descriptors, parts.index.keymap.nodes())
     await work.piece_files()
     if work.journal_damaged:
         await parts.index.heal_journal()
@@ -186,8 +186,8 @@ class _Copies:
             else:
                 self.found.problems.append(f"{name} is good on no node")
 
-    def descriptors(self) -> None:
-        for place in self._parts.index.keymap.nodes():
+    def descriptors(self, places: list[NodeEntry]) -> None:
+        for place in places:
             node = self._nodes.get(place.node_id)
             if node is None or not Path(node.path).is_dir():
                 continue

@@ -356,8 +356,10 @@ class LocalIndex:
         }
 
     def _choose_replicas(self, count: int, excluded: set[str]) -> list[str]:
-        """Up to `count` node ids that can be written, in separate domains where possible."""
-        places = self.keymap.nodes()
+        """Up to `count` node ids that can be written, in separate domains where possible.
+        From the log's thread."""
+        with self.keymap.snapshot() as keymap:
+            places = keymap.nodes()
         if len(places) < self._copies:  # a store being made: not all of its nodes are registered yet
             known = {place.node_id for place in places}
             places += [NodeEntry(node_id, "") for node_id in sorted(self._nodes) if node_id not in known]

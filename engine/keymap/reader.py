@@ -1,7 +1,8 @@
 """SqliteKeymap: point reads and scans of the keymap file, by any process.
 
 Reads are synchronous and take microseconds, so they belong on the event loop's thread;
-one SqliteKeymap is used from one thread. Each call sees one snapshot (WAL). The file may
+one SqliteKeymap is used from one thread, and says so where it is not: SQLite ends the
+process when one thread closes what another reads. Each call sees one snapshot (WAL). The file may
 not exist yet, and is replaced by a rebuild: reopen() then. It knows nothing of changes.
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from threading import get_ident
 
 import msgspec
 
@@ -39,6 +41,7 @@ class SqliteKeymap:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._connection: sqlite3.Connection | None = None
+        self._thread: int | None = get_ident()  # the only one that may read it; None: any
 
     @classmethod
     def over(cls, connection: sqlite3.Connection) -> SqliteKeymap:
@@ -54,11 +57,17 @@ class SqliteKeymap:
 
     def close(self) -> None:
         if self._path is not None and self._connection is not None:
+            self._check_thread()
             self._connection.close()
             self._connection = None
 
+    def _check_thread(self) -> None:
+        if self._thread is not None and self._thread != get_ident():
+            raise RuntimeError("the keymap is read by the event loop's thread alone; hand a snapshot() to another")
+
     @property
     def _db(self) -> sqlite3.Connection:
+        self._check_thread()
         if self._connection is None:
             assert self._path is not None
             try:
@@ -84,6 +93,7 @@ class SqliteKeymap:
         """A reader with a connection of its own, whose calls all see the state of one LSN.
         It may be handed to another thread, and used by one at a time."""
         reader = SqliteKeymap(self._path)
+        reader._thread = None
         try:
             reader._db.execute("BEGIN")
             reader.applied_lsn()  # the first read is what fixes the state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -78,6 +79,23 @@ def test_the_file_keeps_its_state_and_readers_see_what_is_committed(tmp_path: Pa
     assert get_state(again) == (2, 2) and reader.head("bucket", "a") is not None
     again.close()
     reader.close()
+
+
+def test_another_thread_reads_a_snapshot_or_nothing(tmp_path: Path) -> None:
+    """When one thread closes the file while another reads, SQLite ends the process."""
+    path = tmp_path / "keymap.sqlite"
+    world = World(path)
+    world.bucket()
+    reader = SqliteKeymap(path)
+    assert len(reader.buckets()) == 1
+    with ThreadPoolExecutor(1) as other:
+        for act in (reader.buckets, reader.reopen, reader.close):
+            with pytest.raises(RuntimeError, match="hand a snapshot"):
+                other.submit(act).result()
+        with reader.snapshot() as snapshot:
+            assert len(other.submit(snapshot.buckets).result()) == 1
+    reader.close()
+    world.db.close()
 
 
 def test_a_file_that_is_no_keymap_of_this_store_is_refused(tmp_path: Path) -> None:
