@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import MountProcess
+from mount_process import MountProcess
 
 pytestmark = pytest.mark.parametrize("mount", ["alone", "joined"], indirect=True)
 

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import MountProcess, start_mount
+from mount_process import MountProcess, start_mount
 
 from objfs.mount.state import SPACE_SECONDS
 

@@ -6,7 +6,7 @@ import os
 import random
 import time
 
-from conftest import MountProcess
+from mount_process import MountProcess
 
 SEED = int(os.environ.get("OBJFS_TEST_SEED", "3"))
 

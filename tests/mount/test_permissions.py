@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import SECONDS_MAX, MountProcess
+from mount_process import SECONDS_MAX, MountProcess
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user")
 NOBODY = 65534

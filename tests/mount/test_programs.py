@@ -9,7 +9,7 @@ import subprocess
 import threading
 
 import pytest
-from conftest import MountProcess
+from mount_process import MountProcess
 
 pytestmark = pytest.mark.parametrize("mount", ["alone", "joined"], indirect=True)
 

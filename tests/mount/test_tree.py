@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import MountProcess
+from mount_process import MountProcess
 from test_files import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
 
 
