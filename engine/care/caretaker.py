@@ -1,6 +1,6 @@
 """The caretaker: starts care by itself, at limits that leave room for everybody else.
 
-A task in a process of its own beside the index (`python -m engine.care.process`), or in
+A task in a process of its own beside the index (objfs/processes.py), or in
 the only process of a server without workers. It makes a checkpoint when one is due, from
 time to time collects and compacts, and scrubs what was not read for long; repair starts
 where nodes are watched (engine.maintenance). Each piece of work takes the care lock, so

@@ -63,7 +63,7 @@ def roles_of(data: Path, address: Address, mount: Path | None, workers: int) -> 
     roles = [
         Role("index", [*python, "engine.process", str(data)], stage=0),
         Role("tables", [*python, "objfs.processes", "tables", str(data)], stage=1),
-        Role("caretaker", [*python, "engine.care.process", str(data)], stage=1),
+        Role("caretaker", [*python, "objfs.processes", "caretaker", str(data)], stage=1),
     ]
     if mount is not None:
         roles.append(

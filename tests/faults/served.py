@@ -18,7 +18,7 @@ BUCKET = "shared"
 ROLES = {
     "index": b"engine.process",
     "tables": b"objfs.processes\0tables",
-    "caretaker": b"engine.care.process",
+    "caretaker": b"objfs.processes\0caretaker",
     "mount": b"objfs.processes\0mount",
     "gateway": b"gateway.worker",
 }
