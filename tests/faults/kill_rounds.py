@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def draw_content(rng: random.Random) -> bytes:
     return rng.randbytes(rng.choice(SIZES))
 
 
-class Client:
+class Client(ABC):
     """A thread that works in rounds on keys below `name`/."""
 
     def __init__(self, name: str, seed: int) -> None:
@@ -62,10 +63,10 @@ class Client:
                 time.sleep(RETRY_SECONDS)
         self.rest()
 
-    def step(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def step(self) -> None: ...
 
-    def rest(self) -> None:
+    def rest(self) -> None:  # noqa: B027 - a client that holds nothing open has nothing to end
         """The round is over."""
 
     def key(self) -> str:

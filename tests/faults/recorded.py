@@ -13,6 +13,7 @@ import os
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,7 @@ class History:
         return answer
 
 
-class SharingClient:
+class SharingClient(ABC):
     def __init__(self, name: str, seed: int, history: History, content_bytes: int = CONTENT_BYTES) -> None:
         self.name = name
         self._content_bytes = content_bytes
@@ -77,14 +78,14 @@ class SharingClient:
                 time.sleep(PAUSE_SECONDS)  # nobody listens at the moment
         self.close()
 
-    def step(self, key: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def step(self, key: str) -> None: ...
 
-    def claim(self, key: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def claim(self, key: str) -> None: ...
 
-    def close(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def close(self) -> None: ...
 
     def new_content(self) -> bytes:
         self._written += 1
