@@ -127,7 +127,7 @@ class Maintenance:
                     if problem is None:
                         # Too few others are there to note that it failed: without another try
                         # nothing could ever be written again.
-                        self._index.forgive(place.node_id)
+                        self._index.try_again(place.node_id)
                     raise
                 changed = True
         if changed or await self._copies_missing():
@@ -144,8 +144,8 @@ class Maintenance:
     def _next_state(self, place: NodeEntry, problem: str | None) -> NodeState:
         if problem is not None:
             return NodeState.LOST if place.state in REPAIRABLE else place.state
-        failed_a_sync = place.state is NodeState.HEALTHY and place.node_id in self._index.failed_replicas
-        if place.state is NodeState.LOST or failed_a_sync:
+        is_behind = place.state is NodeState.HEALTHY and place.node_id in self._index.behind
+        if place.state is NodeState.LOST or is_behind:
             return NodeState.STALE
         return place.state
 

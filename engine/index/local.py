@@ -141,6 +141,7 @@ class LocalIndex:
         page.set_durable(end_lsn)
         self._seal_request = 0
         self.protection_lsn = 0  # of the newest record that bears on what has to be repaired
+        self._behind: set[str] = set()
         self._condemned_lsn = max(keymap.condemned().values(), default=0)
         page.set_condemned(self._condemned_lsn)
 
@@ -283,22 +284,33 @@ class LocalIndex:
     def failed_replicas(self) -> set[str]:
         return self._log.failed
 
+    @property
+    def behind(self) -> set[str]:
+        """Nodes that may miss some of the journal, until they are healthy again."""
+        return self._behind | self._log.failed
+
     def distrust(self, node_ids: Sequence[str]) -> None:
-        """These nodes miss the newest epoch: maintenance takes them for stale. Not if so
-        few would remain that nothing could be written any more."""
+        """These nodes miss the newest epoch: maintenance takes them for stale. Until it has
+        noted so they hold no epoch, unless so few remain that nothing could be noted."""
         healthy = self._healthy()
         behind = [node_id for node_id in node_ids if node_id in healthy]
-        if not behind:
-            return
-        enough = len(healthy.difference(behind)) >= self._copies
-        then = "it is repaired before it is trusted" if enough else "too few others are healthy: run objfs scrub"
         for node_id in behind:
-            logger.warning("node %s is behind the journal (was an old copy put back?); %s", node_id, then)
-        if enough:
+            logger.warning(
+                "node %s is behind the journal (was an old copy put back?); it is repaired before it is trusted", node_id
+            )
+        self._behind.update(behind)
+        if len(healthy.difference(behind)) >= self._copies:
             self._log.distrust(behind)
 
     def forgive(self, node_id: str) -> None:
         """The node is healthy: later epochs may use it again."""
+        self._behind.discard(node_id)
+        self._log.forgive(node_id)
+
+    def try_again(self, node_id: str) -> None:
+        """Later epochs may use a node that failed, for want of others. It may miss what was
+        written meanwhile, so it is behind still."""
+        self._behind.add(node_id)
         self._log.forgive(node_id)
 
     async def journal_under_redundancy(self) -> int:

@@ -125,7 +125,12 @@ class Faults:
 
     async def _scrub(self, store: Store, path: str) -> None:
         """Whatever is wrong is found, and then repaired by itself."""
-        await scrub(store.parts, seal=True)
+        try:
+            await scrub(store.parts, seal=True)
+        except WritesStopped:
+            if self.enough_to_write():
+                raise
+            return  # what was found could not be noted: more nodes must come back first
         self.suspects[path] = "back"
 
     def forget(self, path: str) -> None:

@@ -15,7 +15,7 @@ from engine.errors import StoreError, WritesStopped
 from engine.index import upkeep
 from engine.index.local import LocalIndex
 from engine.journal.log import JournalLog, ReplicaFailed
-from engine.journal.records import RawRecord, encode_record, journal_name
+from engine.journal.records import RawRecord, encode_record, epoch_name, journal_name
 from engine.journal.recovery import JournalScan
 from engine.nodes.memory import MemoryNode
 from engine.store import Opening, Store, init_store, open_store
@@ -325,3 +325,31 @@ def test_a_store_whose_segment_cannot_be_sealed_stays_open(tmp_path: Path) -> No
             assert (await store.status())["under_redundancy"] == 0
 
     assert machine.run(live)
+
+
+def test_a_node_behind_the_journal_is_healed_though_nothing_can_be_written_without_it(tmp_path: Path) -> None:
+    """With m+1 nodes it was never taken for stale, and what differed on it stayed so."""
+    machine, paths = pair(tmp_path)
+    first = journal_name(1, 1)
+
+    async def write() -> None:
+        async with open_store(machine.data, Opening.OWN, node_opener=machine.open_node) as store:
+            await store.commit(CreateBucket("bucket"), ORIGIN)
+            assert isinstance(store.index, LocalIndex)
+            await store.index.rotate_journal()
+            await store.commit(CreateBucket("other"), ORIGIN)
+
+    async def heal() -> None:
+        async with open_store(machine.data, Opening.OWN, node_opener=machine.open_node) as store:
+            await trio.sleep(60)
+            assert {str(place.state) for place in store.keymap.nodes()} == {"healthy"}
+            files = [machine.disks[path].files for path in paths]
+            assert files[0][first].content == files[1][first].content
+            await store.commit(CreateBucket("third"), ORIGIN)
+
+    assert machine.run(write)
+    files = machine.disks[paths[0]].files
+    assert first in files and len(files) > 2
+    files[first].content[-1] ^= 1
+    del files[epoch_name(2)]
+    assert machine.run(heal)
