@@ -295,9 +295,7 @@ class LocalIndex:
         healthy = self._healthy()
         behind = [node_id for node_id in node_ids if node_id in healthy]
         for node_id in behind:
-            logger.warning(
-                "node %s is behind the journal (was an old copy put back?); it is repaired before it is trusted", node_id
-            )
+            logger.warning("node %s is behind the journal (was an old copy put back?) and is repaired", node_id)
         self._behind.update(behind)
         if len(healthy.difference(behind)) >= self._copies:
             self._log.distrust(behind)
