@@ -20,6 +20,7 @@ from engine.index.sockets import connect
 from engine.index.wire import BadMessage, FrameReader
 from engine.journal.archive import read_archives
 from engine.pins import Pins
+from engine.quarantine import list_quarantined
 from engine.tables.wire import SOCKET_NAME, Answer, Question, answer_decoder, encode
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def tables_service(parts: StoreParts, load_tree: LoadTree) -> TablesService:
         m=descriptor.m,
         archives=archived,
         hold_pin=parts.pins.hold,
+        set_aside=lambda: list_quarantined(dict(parts.nodes.nodes)),
     )
 
 

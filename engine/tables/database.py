@@ -46,6 +46,12 @@ def lacks_room(error: duckdb.Error) -> bool:
     return isinstance(error, duckdb.OutOfMemoryException) or "No space left" in str(error)
 
 
+def _failure(error: Exception) -> QueryFailed:
+    """What to tell who asked."""
+    damaged = isinstance(error, duckdb.Error) and is_damage(error)
+    return (TablesDamaged if damaged else QueryFailed)(statements.one_line(error))
+
+
 class Database:
     """One open tables file. The LSNs and the fingerprint are those of its last transaction
     (schema.py, tables_state)."""
@@ -225,6 +231,14 @@ class Database:
         self._connection.execute(f"DELETE FROM {table}")
         self.insert(table, rows)
 
+    def put_in_place(self, table: str, rows: Rows) -> None:
+        """replace(), in a transaction of its own, for a query. Raises TablesDamaged, QueryFailed."""
+        try:
+            with self.transaction():
+                self.replace(table, rows)
+        except duckdb.Error as error:
+            raise _failure(error) from error
+
     def rows(self, select: str, arguments: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a SELECT of ours on the writing connection (timestamps excepted)."""
         return self._connection.execute(select, list(arguments)).fetchall()
@@ -282,8 +296,7 @@ class Cursor:
             reader = self._connection.execute(statement).to_arrow_reader(10_000)
             return self._collect(reader)
         except (duckdb.Error, pyarrow.ArrowException) as error:
-            damaged = isinstance(error, duckdb.Error) and is_damage(error)
-            raise (TablesDamaged if damaged else QueryFailed)(statements.one_line(error)) from error
+            raise _failure(error) from error
         finally:
             with self._lock:
                 self.ended = True

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
+from engine.quarantine import SetAside
 from engine.types import (
     Attributes,
     Bucket,
@@ -157,6 +158,11 @@ def fragment_rows(segment: Segment) -> Iterator[Row]:
 def node_row(node: NodeEntry) -> Row:
     since = microseconds(node.since_ns) if node.since_ns else None
     return (node.node_id, node.path, node.domain, str(node.state), node.generation, since)
+
+
+def quarantine_row(one: SetAside) -> Row:
+    at = microseconds(one.time_ns) if one.time_ns else None
+    return (one.node_id, one.file, at, one.size, one.reason, one.path)
 
 
 def user_row(user: User) -> Row:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import pyarrow
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 ARROW_TYPES = {
     "VARCHAR": pyarrow.string(),
@@ -195,6 +195,16 @@ TABLES: dict[str, dict[str, str]] = {
         "state": TEXT,
         "generation": SMALL,  # raised when an empty directory took the node's place
         "since": TIME,  # when it came into its state
+    },
+    # What stands in the quarantine of each node that is there. No record tells of it: the nodes
+    # are read anew for every statement that asks for it, so these are the rows of the last one.
+    "quarantine": {
+        "node_id": TEXT,
+        "file": TEXT,  # what it was on the node
+        "set_aside": TIME,
+        "size": WHOLE,  # NULL: only the note is there
+        "reason": TEXT,
+        "path": TEXT,  # where it stands now
     },
     "users": {"name": TEXT, "access_key": TEXT, "access": TEXT, "is_root": FLAG, "created": TIME},
     # Every change of an object as it happened, after loaded_lsn. A permanent delete has no facts.

@@ -6,7 +6,8 @@ still hold. One task takes batches from the feed into a bounded queue, another w
 to DuckDB, within a second of their commit and at once when a query waits. A query notes
 the newest answered LSN, waits until the tables have reached it (and, if it asks what
 happened, until the older events are back), and then runs on a cursor of its own in a
-read-only transaction: SQL reads its own writes.
+read-only transaction: SQL reads its own writes. What stands in quarantine no record tells:
+it is read from the nodes before each query that asks for it.
 
 The file is disposable. One that does not follow from this journal (its last record is not
 the journal's at that LSN) or that the journal has left behind is loaded again; a damaged
@@ -35,10 +36,12 @@ import pyarrow
 from engine.changes import CompleteUpload, MoveChunks, PutPart, PutVersion, Record, Touched
 from engine.errors import QueryFailed, StoreError
 from engine.interfaces import FeedBatch, Index
+from engine.quarantine import SetAside
 from engine.tables import statements
 from engine.tables.apply import apply, fingerprint, mend
 from engine.tables.database import Cursor, Database, TablesDamaged, lacks_room
 from engine.tables.load import load, recall, recall_ends
+from engine.tables.rows import quarantine_row
 from engine.types import Manifest, NewChunk, TreeEntry
 
 log = logging.getLogger(__name__)
@@ -70,6 +73,7 @@ class TablesService:
         m: int = 2,
         archives: Archives | None = None,
         hold_pin: Callable[[], AbstractContextManager[object]] = nullcontext,
+        set_aside: Callable[[], Sequence[SetAside]] = tuple,
         query_seconds: float = QUERY_SECONDS_MAX,
     ) -> None:
         self._index = index
@@ -79,6 +83,7 @@ class TablesService:
         self._m = m
         self._archives = archives
         self._hold_pin = hold_pin  # while manifests are read that may be deleted meanwhile
+        self._set_aside = set_aside  # what stands in quarantine now; blocking
         self._query_seconds = query_seconds
         self._database: Database | None = None
         self._writing = anyio.CapacityLimiter(1)
@@ -135,12 +140,17 @@ class TablesService:
             renewals = self._renewals
             with anyio.move_on_after(self._query_seconds):
                 async with self._asking:
-                    if self._database is None:
+                    database = self._database
+                    if database is None:
                         raise QueryFailed("the tables are closing; try again")
                     if renewals != self._renewals:
                         continue
                     try:
-                        return await self._ask(self._database.cursor(), sql)
+                        if statements.asks_for_quarantine(sql):
+                            await self._look_into_quarantine(database)
+                        answer = await self._ask(database.cursor(), sql)
+                        if renewals == self._renewals:
+                            return answer
                     except TablesDamaged as damage:
                         failure = str(damage)
                         if renewals == self._renewals:
@@ -152,6 +162,11 @@ class TablesService:
                         continue  # interrupted, because the tables are begun again
             raise QueryFailed(f"the query took longer than {self._query_seconds:g} seconds and was stopped")
         raise QueryFailed(failure)
+
+    async def _look_into_quarantine(self, database: Database) -> None:
+        """Raises TablesDamaged, QueryFailed."""
+        found = await anyio.to_thread.run_sync(self._set_aside)
+        await self._blocking(lambda: database.put_in_place("quarantine", [quarantine_row(one) for one in found]))
 
     async def _ask(self, cursor: Cursor, sql: str) -> pyarrow.Table:
         self._cursors.add(cursor)

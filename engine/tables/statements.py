@@ -55,6 +55,7 @@ _EXPLAIN = re.compile(
     r"(?:\s|--[^\n]*\n|/\*.*?\*/)*explain\b(\s+analyze\b)?(\s*\([^()]*\))?\s*", re.IGNORECASE | re.DOTALL
 )
 _HISTORY = re.compile("journal|past_events|query_table", re.IGNORECASE)
+_QUARANTINE = re.compile("quarantine|query_table", re.IGNORECASE)
 _READ_ONLY = "SQL here is read-only: one SELECT, WITH, DESCRIBE, SHOW, SUMMARIZE or EXPLAIN at a time"
 
 _parser_lock = threading.Lock()
@@ -80,6 +81,11 @@ def _serialize(sql: str) -> dict[str, Any]:
 def asks_for_history(sql: str) -> bool:
     """Whether the statement may read what happened, and not only what is. Errs on that side."""
     return _HISTORY.search(sql) is not None
+
+
+def asks_for_quarantine(sql: str) -> bool:
+    """Whether the statement may read what was set aside. Errs on that side."""
+    return _QUARANTINE.search(sql) is not None
 
 
 def one_line(error: Exception) -> str:
