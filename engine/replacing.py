@@ -61,7 +61,7 @@ async def commit_with_patience(parts: Parts, change: SetNode) -> None:
 async def _is_away(parts: Parts, place: NodeEntry) -> bool:
     """Whether the node is lost though nobody could note it: with m+1 nodes nothing can be
     committed once one of them is gone."""
-    return place.state is NodeState.HEALTHY and await anyio.to_thread.run_sync(parts.nodes.probe, place) is not None
+    return await anyio.to_thread.run_sync(parts.nodes.probe, place) is not None
 
 
 def _take_place(parts: Parts, place: NodeEntry, target: str) -> NodeEntry:

@@ -80,9 +80,13 @@ class KeymapCheck:
             reader.close()
 
     def _look_over(self, reader: sqlite3.Connection) -> str | None:
-        tables = reader.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
-        for (table,) in tables:  # one after the other: SQLite's WAL grows while one is read
-            (problem,) = reader.execute(f"PRAGMA quick_check({table})").fetchone()
+        if self._path.stat().st_size <= LOOK_AT_ONCE_BYTES:
+            checks = ["PRAGMA quick_check(1)"]
+        else:  # one after the other: SQLite's WAL grows while one is read. The schema's looks at free pages too
+            tables = reader.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+            checks = [f"PRAGMA quick_check({table})" for table in ("sqlite_schema", *(name for (name,) in tables))]
+        for check in checks:
+            (problem,) = reader.execute(check).fetchone()
             if problem != "ok":
                 return str(problem)
         return None

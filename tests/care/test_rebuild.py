@@ -194,6 +194,27 @@ async def test_after_a_crash_structure_is_looked_over_instead(data: Path) -> Non
         (data / "index" / "keymap.sqlite.damaged").unlink()
 
 
+async def test_after_a_crash_free_pages_are_looked_at_too(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite would write over what a false list calls free."""
+    contents, rows = await make_full(data)
+    keymap = data / "index" / "keymap.sqlite"
+    saved = keymap.read_bytes()
+
+    def call_a_page_free() -> None:
+        (data / "index" / "keymap.sqlite.sum").unlink()
+        keymap.write_bytes(saved[:32] + (3).to_bytes(4, "big") + (1).to_bytes(4, "big") + saved[40:])
+
+    call_a_page_free()
+    async with open_store(data) as store:
+        await check(store, contents)
+    assert (data / "index" / "keymap.sqlite.damaged").exists() and dump(data) == rows
+    monkeypatch.setattr(soundness, "LOOK_AT_ONCE_BYTES", 0)
+    call_a_page_free()
+    with pytest.raises(KeymapDamaged, match="it is rebuilt when the store is opened again"):
+        async with open_store(data) as store:
+            await _forever()
+
+
 async def test_a_large_keymap_is_checked_while_it_is_served(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contents, rows = await make_full(data)
     keymap = data / "index" / "keymap.sqlite"
