@@ -29,6 +29,7 @@ from engine.segments.format import (
 from engine.store import Store
 from engine.types import NodeState, Segment, SegmentState
 from sim.checks import Violation
+from sim.disk import SimulatedDisk
 from sim.machine import Machine
 
 DISTRUST_SECONDS = 40  # a little more than the store's own
@@ -45,6 +46,7 @@ class Faults:
         self.nodes: set[str] = set()  # paths of those the store held for healthy after the last step
         self.whole_since: dict[str, int] = {}  # when it was suspect no more
         self.images: dict[str, dict[str, bytes]] = {}
+        self.were: dict[str, str] = {}  # rotten or stale nodes that went away → which of the two
 
     def excuse(self, error: StoreError) -> bool:
         """Whether an error that is not the change's fault has a reason."""
@@ -120,7 +122,7 @@ class Faults:
             return f"all is scrubbed, as {path[-1]} is {state}"
         if state == "gone":
             self.machine.come_back(path)
-        self.suspects[path] = "back"
+        self.suspects[path] = self.were.pop(path, "back")
         return f"{path[-1]} is no longer {state}"
 
     async def _scrub(self, store: Store, path: str) -> None:
@@ -149,6 +151,8 @@ class Faults:
         self.images.pop(path, None)
         if self.suspects[path] not in ("gone", "empty"):
             self.machine.vanish(path)
+            if self.suspects[path] in ("rotten", "stale"):
+                self.were[path] = self.suspects[path]
             self.suspects[path] = "gone"
         await anyio.sleep(2.5)  # until it is found to be lost
         place = next(place for place in store.keymap.nodes() if place.path == path)
@@ -157,6 +161,7 @@ class Faults:
             return
         self.machine.come_back_empty(path)
         self.suspects[path] = "empty"
+        self.were.pop(path, None)
         if place.state is not NodeState.LOST and self.enough_to_write():
             raise Violation(f"node {place.node_id} was away for 2.5 s and is {place.state}")
         try:
@@ -206,7 +211,7 @@ class Faults:
             if state == "gone":
                 self.machine.come_back(path)
             if state in ("gone", "full", "failing"):
-                self.suspects[path] = "back"
+                self.suspects[path] = self.were.pop(path, "back")
 
     async def heal_all(self, store: Store) -> None:
         """Every node becomes whole by itself, or once its rotten disk is replaced."""
@@ -267,8 +272,11 @@ class Faults:
             if replicated and not self._agrees(path, name):
                 return f"{name} differs from all others"
         for segment in store.keymap.segments():
-            if place.node_id in segment.node_ids and not self._holds(store, segment, place.node_id):
-                return f"segment {segment.segment_id:016x} is not whole there"
+            if place.node_id not in segment.node_ids:
+                continue
+            problem = _problem(disk, segment, segment.node_ids.index(place.node_id))
+            if problem is not None:
+                return f"segment {segment.segment_id:016x} is not whole there: {problem}"
         return None
 
     def _agrees(self, path: str, name: str) -> bool:
@@ -281,17 +289,19 @@ class Faults:
         ]
         return not others or any(other.startswith(content) or content.startswith(other) for other in others)
 
-    def _holds(self, store: Store, segment: Segment, node_id: str) -> bool:
-        index = segment.node_ids.index(node_id)
-        disk = next(disk for path, disk in self.machine.disks.items() if path == _path(store, node_id))
-        file = disk.files.get(fragment_name(segment.segment_id, index))
-        if segment.state is SegmentState.OPEN or index in segment.fragments_lost or file is None or file.doomed:
-            return False
-        return len(file.content) == segment.size and _verifies(segment, index, bytes(file.content))
 
-
-def _path(store: Store, node_id: str) -> str:
-    return next(place.path for place in store.keymap.nodes() if place.node_id == node_id)
+def _problem(disk: SimulatedDisk, segment: Segment, index: int) -> str | None:
+    """Why the fragment is not whole on the node it is to be on."""
+    file = disk.files.get(fragment_name(segment.segment_id, index))
+    if segment.state is SegmentState.OPEN:
+        return "it is open"
+    if index in segment.fragments_lost:
+        return "it is known to be lost"
+    if file is None or file.doomed:
+        return "the file is missing"
+    if len(file.content) != segment.size:
+        return f"{len(file.content)} bytes of {segment.size}"
+    return None if _verifies(segment, index, bytes(file.content)) else "a checksum is wrong"
 
 
 def _verifies(segment: Segment, index: int, content: bytes) -> bool:
