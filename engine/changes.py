@@ -322,7 +322,8 @@ class DropJournal(Struct, frozen=True, omit_defaults=True, tag="drop_journal"):
 
 class SetNode(Struct, frozen=True, omit_defaults=True, tag="set_node"):
     """Add a node or change its path, domain or state. PreconditionFailed if it is not in
-    `if_state` (None: whatever it is in)."""
+    `if_state` (None: whatever it is in). That it was draining is remembered while it is away
+    or comes back, in the same generation."""
 
     node_id: str
     path: str

@@ -4,7 +4,8 @@ Runs as two tasks in the process that owns the store: one watches the nodes ever
 the other repairs (engine/care/repair.py) whenever a node failed, came back or was given an
 empty directory, or a fragment was found rotten. Node states only change here and in
 engine/care/nodes.py: healthy → lost when a node's check fails; lost → stale when it is
-back; stale or rebuilding → healthy once no segment misses anything on it.
+back; stale or rebuilding → healthy, or draining if it was, once no segment misses anything
+on it.
 """
 
 from __future__ import annotations
@@ -236,7 +237,7 @@ class Maintenance:
             return await anyio.to_thread.run_sync(make_plan, keymap, dict(self._nodes.nodes), self.grace_seconds)
 
     async def _settle(self) -> None:
-        """Nodes that came back and miss nothing any more are healthy."""
+        """Nodes that came back and miss nothing any more are healthy, or drain again."""
         changed = False
         for place in self._index.keymap.nodes():
             node = self._nodes.nodes.get(place.node_id)
@@ -249,9 +250,10 @@ class Maintenance:
             for segment_id, index in missing:
                 reason = f"node {place.node_id} came back without it, and it cannot be rebuilt now"
                 await self._index.commit(FragmentsDamaged(segment_id, [index], reason), ORIGIN)
-            logger.warning("node %s is healthy again", place.node_id)
+            state = NodeState.DRAINING if place.drains_again else NodeState.HEALTHY
+            logger.warning("node %s is %s again", place.node_id, state)
             given_up = dict(self._given_up)
-            await self.set_state(place, NodeState.HEALTHY)
+            await self.set_state(place, state)
             self._given_up = given_up
             self._unswept = changed = True
         if changed:

@@ -46,6 +46,7 @@ async def collect_status(parts: Parts) -> dict[str, Any]:
                 "path": place.path,
                 "domain": place.domain,
                 "state": str(place.state),
+                "drains_again": place.drains_again,
                 "used_bytes": stored_on_nodes.get(place.node_id),
             }
             for place in places.values()

@@ -301,6 +301,7 @@ class NodeEntry(Struct, frozen=True, omit_defaults=True):
     state: NodeState = NodeState.HEALTHY
     generation: int = 1  # raised when the node's place is taken by an empty one
     since_ns: int = 0  # when it came into its state (0: before this was noted)
+    drains_again: bool = False  # it was draining when it was lost, and is again once nothing is missing on it
 
 
 class SegmentState(StrEnum):

@@ -62,9 +62,8 @@ def node_rows(nodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("NODE", "STATE", "HOLDS", "DOMAIN", "PATH")]
     for node in nodes:
         used = node["used_bytes"]
-        rows.append(
-            (node["id"], node["state"], "-" if used is None else size(used), node["domain"] or "-", node["path"])
-        )
+        state = f"{node['state']}, draining" if node["drains_again"] else node["state"]
+        rows.append((node["id"], state, "-" if used is None else size(used), node["domain"] or "-", node["path"]))
     return rows
 
 

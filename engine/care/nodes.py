@@ -241,6 +241,8 @@ async def undrain_node(parts: Parts, node_id: str) -> None:
     """Take draining back: the node is used as before. Raises StoreError."""
     await parts.index.freshen()
     place = find_place(parts, node_id)
+    if place.drains_again:
+        raise StoreError(f"node {node_id} is {place.state}; its draining can be taken back once it is there again")
     if place.state is not NodeState.DRAINING:
         raise StoreError(f"node {node_id} is {place.state}, not draining")
     await _set(parts, place, state=NodeState.HEALTHY)

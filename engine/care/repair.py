@@ -99,7 +99,7 @@ def find_need(
     need = Need(segment, losses_left(segment, holding(places.values())))
     for index, node_id in enumerate(segment.node_ids):
         place = places.get(node_id)
-        if place is None or place.state in (NodeState.DRAINING, NodeState.QUARANTINED):
+        if place is None or place.drains_again or place.state in (NodeState.DRAINING, NodeState.QUARANTINED):
             need.moves.append(index)
         elif place.state is NodeState.LOST:
             if node_id not in waiting:

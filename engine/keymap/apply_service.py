@@ -29,7 +29,7 @@ from engine.errors import (
 )
 from engine.keymap.rows import encode
 from engine.keymap.state import State
-from engine.types import Bucket, NodeEntry, Versioning
+from engine.types import Bucket, NodeEntry, NodeState, Versioning
 
 # S3 API, "General purpose bucket naming rules".
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", re.ASCII)
@@ -138,6 +138,9 @@ def set_node(state: State, change: SetNode) -> CommitResult:
     if change.if_state is not None and (before is None or before.state is not change.if_state):
         raise PreconditionFailed("if_state")
     unchanged = before is not None and before.state is change.state
+    # An empty directory in its place (another generation) was given to be used.
+    same = before is not None and before.generation == change.generation
+    drained = before is not None and (before.drains_again or before.state is NodeState.DRAINING)
     node = NodeEntry(
         change.node_id,
         change.path,
@@ -145,6 +148,7 @@ def set_node(state: State, change: SetNode) -> CommitResult:
         state=change.state,
         generation=change.generation,
         since_ns=before.since_ns if before is not None and unchanged else state.time_ns,
+        drains_again=same and drained and change.state not in (NodeState.HEALTHY, NodeState.DRAINING),
     )
     state.db.execute("INSERT OR REPLACE INTO nodes (node_id, body) VALUES (?, ?)", (node.node_id, encode(node)))
     return _done(state)

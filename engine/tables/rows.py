@@ -157,7 +157,7 @@ def fragment_rows(segment: Segment) -> Iterator[Row]:
 
 def node_row(node: NodeEntry) -> Row:
     since = microseconds(node.since_ns) if node.since_ns else None
-    return (node.node_id, node.path, node.domain, str(node.state), node.generation, since)
+    return (node.node_id, node.path, node.domain, str(node.state), node.generation, since, node.drains_again)
 
 
 def quarantine_row(one: SetAside) -> Row:

@@ -195,6 +195,7 @@ TABLES: dict[str, dict[str, str]] = {
         "state": TEXT,
         "generation": SMALL,  # raised when an empty directory took the node's place
         "since": TIME,  # when it came into its state
+        "drains_again": FLAG,  # it was draining when it was lost, and will be once it is there again
     },
     # What stands in the quarantine of each node that is there. No record tells of it: the nodes
     # are read anew for every statement that asks for it, so these are the rows of the last one.

@@ -11,14 +11,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from care_store import World, open_world, until
+from care_store import ORIGIN, World, open_world, until
 
+from engine.care.lock import care_lock
 from engine.care.nodes import add_node, drain_node, rebalance, remove_node, set_domain, undrain_node
 from engine.care.scrub import scrub
+from engine.changes import SetNode
 from engine.errors import StoreError
 from engine.nodes.descriptor import read_node_descriptor, read_store_descriptor
 from engine.opening import Opening, open_parts
 from engine.store import Store
+from engine.types import NodeState
 
 pytestmark = pytest.mark.anyio
 
@@ -128,6 +131,38 @@ async def test_draining_can_be_taken_back(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="not draining"):
             await undrain_node(world.parts, "node1")
         await settled(world)
+
+
+async def test_a_draining_node_that_was_away_still_drains(tmp_path: Path) -> None:
+    data, away = tmp_path / "data", tmp_path / "away"
+    async with open_world(data, nodes=7) as world:
+        await world.fill()
+        drained = world.segment().node_ids[0]
+        place = world.place(drained)
+        async with care_lock(world.parts.data, "a test"):  # repair may not move anything yet
+            here = next(one for one in world.parts.index.keymap.nodes() if one.node_id == drained)
+            change = SetNode(drained, here.path, here.domain, NodeState.DRAINING, here.generation)
+            await world.store.commit(change, ORIGIN)
+            shutil.move(place, away)
+            await until(lambda: world.state(drained) == "lost")
+            (told,) = [one for one in (await world.store.status())["nodes"] if one["id"] == drained]
+            assert (told["state"], told["drains_again"]) == ("lost", True)
+            with pytest.raises(StoreError, match="is lost; its draining can be taken back once it is there again"):
+                await undrain_node(world.parts, drained)
+        # What was to go elsewhere is rebuilt there, without waiting for the node.
+        await until(lambda: not any(drained in segment.node_ids for segment in world.segments()))
+    async with open_world(data) as again:
+        again.contents = world.contents
+        assert again.state(drained) == "lost"
+        await again.fill(seed=2)
+        shutil.move(away, place)
+        await until(lambda: again.state(drained) == "draining")
+        await again.fill(seed=3)
+        assert not any(drained in segment.node_ids for segment in again.segments()), "nothing new is written there"
+        await until(lambda: list(place.glob("segments/*/*")) == [])  # what it brought back is known to lie elsewhere
+        await again.check()
+        await undrain_node(again.parts, drained)
+        await settled(again)
 
 
 async def test_a_lost_node_is_removed_after_its_content_was_rebuilt(tmp_path: Path) -> None:

@@ -9,8 +9,15 @@ REPORT = {
     "code": "4+2",
     "health": "degraded",
     "nodes": [
-        {"id": "node1", "path": "/d/1", "domain": "a/r1/h1", "state": "healthy", "used_bytes": 3 * 1024**2},
-        {"id": "node2", "path": "/d/2", "domain": "", "state": "lost", "used_bytes": None},
+        {
+            "id": "node1",
+            "path": "/d/1",
+            "domain": "a/r1/h1",
+            "state": "healthy",
+            "drains_again": False,
+            "used_bytes": 3 * 1024**2,
+        },
+        {"id": "node2", "path": "/d/2", "domain": "", "state": "lost", "drains_again": True, "used_bytes": None},
     ],
     "warnings": ["all nodes lie on one device"],
     "under_redundancy": 17,
@@ -52,7 +59,7 @@ def test_the_page_names_what_is_lost_and_what_is_not_fully_protected() -> None:
     assert "3 (no path at the mount)" in page
     assert [line.split() for line in page.splitlines()[-2:]] == [
         ["node1", "healthy", "3.0", "MiB", "a/r1/h1", "/d/1"],
-        ["node2", "lost", "-", "-", "/d/2"],
+        ["node2", "lost,", "draining", "-", "-", "/d/2"],
     ]
 
 

@@ -263,13 +263,14 @@ class Faults:
         """What keeps the node from being whole."""
         place = next(place for place in store.keymap.nodes() if place.path == path)
         disk = self.machine.disks.get(path)
-        if disk is None or place.state is not NodeState.HEALTHY:
+        if disk is None or place.state not in (NodeState.HEALTHY, NodeState.DRAINING):
             return f"it is {place.state}"
         if place.node_id not in store.parts.nodes.nodes:
             return "the store has not opened it again"
         for name in disk.files:
             replicated = not name.startswith(("segments/", "quarantine/")) and not name.endswith(WRITING)
-            if replicated and not self._agrees(path, name):
+            counts = replicated and place.state is NodeState.HEALTHY  # a node that drains is no place for copies
+            if counts and not self._agrees(path, name):
                 return f"{name} differs from all others"
         for segment in store.keymap.segments():
             if place.node_id not in segment.node_ids:

@@ -270,6 +270,32 @@ def test_users_and_nodes() -> None:
     assert [node.state for node in world.reader.nodes()] == [NodeState.LOST]
 
 
+def test_a_draining_node_that_went_away_is_known_to_drain_until_it_is_used_again() -> None:
+    world = World()
+
+    def become(state: NodeState, generation: int = 1) -> bool:
+        world.do(SetNode("n1", "/x", state=state, generation=generation))
+        (node,) = world.reader.nodes()
+        assert node.state is state
+        return node.drains_again
+
+    away = (NodeState.LOST, NodeState.STALE, NodeState.LOST, NodeState.REBUILDING)
+    assert [become(state) for state in (NodeState.HEALTHY, *away)] == [False] * 5
+    assert [become(state) for state in (NodeState.DRAINING, *away, NodeState.DRAINING)] == [False, *[True] * 4, False]
+    assert [become(state) for state in (NodeState.LOST, NodeState.HEALTHY, NodeState.LOST)] == [True, False, False]
+    assert [become(state) for state in (NodeState.DRAINING, NodeState.LOST)] == [False, True]
+    assert [become(state, 2) for state in (NodeState.REBUILDING, NodeState.STALE)] == [False, False], "it was replaced"
+
+
+def test_a_node_row_of_an_earlier_release_is_read() -> None:
+    world = World()
+    row = {"node_id": "n1", "path": "/x", "state": "draining", "since_ns": 7}
+    world.db.execute("INSERT INTO nodes (node_id, body) VALUES ('n1', ?)", (msgspec.msgpack.encode(row),))
+    world.do(SetNode("n1", "/x", state=NodeState.LOST))
+    (node,) = world.reader.nodes()
+    assert node.drains_again and node.path == "/x"
+
+
 def test_answers_are_remembered_within_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "ANSWERS_MAX", 100)
     world = World()
