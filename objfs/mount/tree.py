@@ -106,13 +106,26 @@ class TreeOperations(pyfuse3.Operations):
             if file_id == made.file_id:
                 return self._tell(name)
         if is_directory:
-            directory = self.state.table.ensure_directory(name)
-            entry = self._told(name, directory, self.state.gone_entry(directory))
-            self.state.table.removed(name)
-        else:
-            node = self.state.table.ensure_file(name, made.file_id)
-            entry = self._told(name, node, self.state.file_entry(node, self.state.version_of(node) or made))
-            self.state.table.untell(name)
+            return self._tell_gone(name)
+        node = self.state.table.ensure_file(name, made.file_id)
+        entry = self._told(name, node, self.state.file_entry(node, self.state.version_of(node) or made))
+        self.state.table.untell(name)
+        entry.entry_timeout = entry.attr_timeout = 0
+        return entry
+
+    def _tell_made_bucket(self, bucket: str) -> EntryAttributes:
+        """As _tell_made()."""
+        try:
+            self.state.keymap.bucket(bucket)
+        except NoSuchBucket:
+            return self._tell_gone((bucket, ""))
+        return self._tell((bucket, ""))
+
+    def _tell_gone(self, name: Name) -> EntryAttributes:
+        """The entry of a directory that was made and is no longer there."""
+        directory = self.state.table.ensure_directory(name)
+        entry = self._told(name, directory, self.state.gone_entry(directory))
+        self.state.table.removed(name)
         entry.entry_timeout = entry.attr_timeout = 0
         return entry
 
@@ -187,7 +200,7 @@ class TreeOperations(pyfuse3.Operations):
         attributes = self.state.new_attributes(parent, stat.S_IFDIR | stat.S_IMODE(mode), ctx)
         await self.state.commit(CreateBucket(bucket, attributes=attributes), ctx)
         self.state.changed(parent)
-        return self._tell((bucket, ""))
+        return self._tell_made_bucket(bucket)
 
     @answered
     async def link(

@@ -14,7 +14,7 @@ from typing import Any
 import pyfuse3
 import pytest
 
-from engine.changes import CreateBucket, DeleteKey, Door, Link, Origin, PutVersion
+from engine.changes import CreateBucket, DeleteBucket, DeleteKey, Door, Link, Origin, PutVersion
 from engine.store import Store, init_store, open_store
 from engine.types import Content, Manifest
 from objfs.mount.operations import Operations
@@ -30,7 +30,7 @@ def anyio_backend() -> str:
 
 @asynccontextmanager
 async def operations_undone_at_once(data: Path) -> AsyncIterator[tuple[Operations, Store]]:
-    """Whatever they make in `bucket`, another door removes before they have answered."""
+    """Whatever they make in `bucket`, or beside it, another door removes before they have answered."""
     init_store(data)
     async with open_store(data) as store:
         await store.commit(CreateBucket("bucket"), OTHER_DOOR)
@@ -42,6 +42,8 @@ async def operations_undone_at_once(data: Path) -> AsyncIterator[tuple[Operation
             if isinstance(change, PutVersion | Link):
                 key = change.target_key if isinstance(change, Link) else change.key
                 await store.commit(DeleteKey("bucket", key), OTHER_DOOR)
+            if isinstance(change, CreateBucket):
+                await store.commit(DeleteBucket(change.bucket), OTHER_DOOR)
             return result
 
         operations.state.commit = commit_and_lose  # type: ignore[method-assign]
@@ -84,6 +86,23 @@ async def test_whatever_was_removed_as_soon_as_it_was_made_was_made(tmp_path: Pa
         for entry in made.values():
             await operations.forget([(entry.st_ino, 1)])
         assert len(operations.state.table) == 2, "the top and the bucket"
+
+
+async def test_a_bucket_deleted_as_soon_as_it_was_made_was_made(tmp_path: Path) -> None:
+    async with operations_undone_at_once(tmp_path / "data") as (operations, store):
+        top = operations.state.table.root.inode
+        entry = await operations.mkdir(top, b"quick", 0o755, CONTEXT)
+        assert stat.S_ISDIR(entry.st_mode) and entry.entry_timeout == 0, "the name leads nowhere"
+        with pytest.raises(pyfuse3.FUSEError):
+            await operations.lookup(top, b"quick", CONTEXT)
+        with pytest.raises(pyfuse3.FUSEError):
+            await operations.mkdir(entry.st_ino, b"below", 0o755, CONTEXT)
+        await store.commit(CreateBucket("quick"), OTHER_DOOR)
+        again = await operations.lookup(top, b"quick", CONTEXT)
+        assert again.st_ino != entry.st_ino, "who stands in the first one does not stand in the second"
+        for told in (entry, again):
+            await operations.forget([(told.st_ino, 1)])
+        assert len(operations.state.table) == 1, "the top"
 
 
 async def test_a_link_removed_as_soon_as_it_was_made_leaves_its_file(tmp_path: Path) -> None:
