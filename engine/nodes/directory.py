@@ -23,6 +23,7 @@ from pathlib import Path
 from engine.durable_files import sync_directory, write_durably
 from engine.errors import FragmentCorrupt, FragmentMissing, NodeFull, NodeUnavailable, StoreError, WrongStore
 from engine.interfaces import Buffer, NodeSpace
+from engine.nodes.allocating import allocate
 from engine.nodes.descriptor import NODE_DESCRIPTOR_NAME, read_node_descriptor
 
 RESERVE_NAME = "reserve"  # its size is what it is for
@@ -230,7 +231,7 @@ class DirectoryNode:
                 held = os.fstat(descriptor).st_size
                 if count > held:
                     try:
-                        os.posix_fallocate(descriptor, held, count - held)
+                        allocate(descriptor, held, count - held)
                     except OSError:
                         os.ftruncate(descriptor, held)  # the part that did fit
                         raise

@@ -145,7 +145,9 @@ def test_the_reserve_takes_room_and_gives_it_back(node: Node, monkeypatch: pytes
         assert node.space().free == node.space().total - (1 << 20)
     node.set_reserve(100)
     assert node.reserved() == 100
-    monkeypatch.setattr("os.posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        "engine.nodes.allocating.fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(NodeFull):
         node.set_reserve(1 << 60)
     assert node.reserved() == 100
