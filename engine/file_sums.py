@@ -7,7 +7,6 @@ since. Blocking.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +20,7 @@ READ_BYTES = 4 * 1024 * 1024
 
 
 class FileSum(Struct, frozen=True):
-    """`damaged`: a running process found the file damaged, and why."""
+    """`damaged`: why no file can have this sum."""
 
     size: int
     xxh3: int
@@ -32,14 +31,11 @@ def sum_path(path: Path) -> Path:
     return path.with_name(path.name + ".sum")
 
 
-def sum_file(path: Path, stopped: Callable[[], bool] = lambda: False) -> FileSum | None:
-    """None if `stopped` said so in between."""
+def sum_file(path: Path) -> FileSum:
     digest = xxhash.xxh3_64()
     size = 0
     with path.open("rb", buffering=0) as file:
         while some := file.read(READ_BYTES):
-            if stopped():
-                return None
             digest.update(some)
             size += len(some)
     return FileSum(size, digest.intdigest())
@@ -47,14 +43,7 @@ def sum_file(path: Path, stopped: Callable[[], bool] = lambda: False) -> FileSum
 
 def write_sum(path: Path) -> None:
     """After `path` was closed and synced."""
-    found = sum_file(path)
-    assert found is not None, "nobody stops it"
-    write_durably(sum_path(path), msgspec.json.encode(found))
-
-
-def mark_damaged(path: Path, reason: str) -> None:
-    """Whoever opens `path` next must not use it."""
-    write_durably(sum_path(path), msgspec.json.encode(FileSum(0, 0, damaged=reason)))
+    write_durably(sum_path(path), msgspec.json.encode(sum_file(path)))
 
 
 def take_sum(path: Path) -> FileSum | None:

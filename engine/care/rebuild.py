@@ -76,7 +76,7 @@ def _rebuild(data: Path, report: Report, node_opener: NodeOpener) -> RebuildResu
                     aside.rename(index)
                 raise
             counters = read_counters(opened.db)
-            close_soundly(opened.db, index / "keymap.sqlite")
+            close_soundly(opened.db, opened.sums)
         finally:
             nodes.close()
     return RebuildResult(

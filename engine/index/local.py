@@ -39,7 +39,6 @@ from engine.changes import (
 )
 from engine.crash_sites import CrashSite, reached
 from engine.errors import IndexUnavailable, JournalCorrupt, StoreError, WritesStopped
-from engine.file_sums import mark_damaged
 from engine.index import upkeep
 from engine.index.feed import FeedHub, without_duplicates
 from engine.index.page import PageWriter
@@ -53,6 +52,7 @@ from engine.journal.records import RawRecord, encode_record, to_record, without_
 from engine.journal.recovery import JournalScan, heal_replicas
 from engine.keymap.apply import decide, idempotent, recount, remember
 from engine.keymap.chunks import move_riding, place_chunks
+from engine.keymap.page_sums import PageSums, mark_damaged
 from engine.keymap.reader import SqliteKeymap
 from engine.keymap.schema import set_state
 from engine.keymap.soundness import KeymapCheck, close_soundly, is_damage
@@ -61,6 +61,7 @@ from engine.types import JournalLocation, NodeEntry, NodeState
 REPLAY_RECORDS = 500  # of the journal, per feed batch of a subscriber that catches up
 SYNC_DELAY_SECONDS = 0.01  # for what nobody waits for
 EPOCHS_SKIPPED = 1024  # after opening without all nodes: more than a failing process can have begun on them
+COPY_PAUSE_SECONDS = 0.2  # between copies of SQLite's log into its file
 ROTATE_SECONDS = 1.0  # how long commits are held up at once to close a journal file
 ON_LOOP_BYTES = 256 * 1024  # a larger batch is written in a thread
 ENDED = "the index has ended; its process starts again and recovers from the journal"
@@ -94,6 +95,7 @@ class LocalIndex:
         self,
         path: Path,
         db: sqlite3.Connection,
+        sums: PageSums,
         keymap: SqliteKeymap,
         page: PageWriter,
         nodes: Mapping[str, Node],
@@ -110,6 +112,8 @@ class LocalIndex:
         self._commit_room = commit_room
         self._path = path
         self._db = db
+        self._sums = sums
+        self._log_due = anyio.Event()  # SQLite's log is to be copied into its file
         self._page = page
         self._nodes = nodes
         self._store_id = store_id
@@ -415,6 +419,7 @@ class LocalIndex:
             async with anyio.create_task_group() as self._tasks:
                 self._tasks.start_soon(self._order)
                 self._tasks.start_soon(self._sync)
+                self._tasks.start_soon(self._copy_log)
         finally:
             self._end()
 
@@ -487,6 +492,8 @@ class LocalIndex:
             place_chunks(self._db, locations)
             set_state(self._db, self._log.epoch, raws[-1].lsn)
         self._db.execute("COMMIT")
+        if self._sums.due():
+            self._log_due.set()
         reached(CrashSite.COMMIT_APPLIED)
         if self._taken_over:  # only now: whoever sees that it is durable finds the new epoch in the keymap
             self._taken_over = False
@@ -547,6 +554,21 @@ class LocalIndex:
             move_riding(self._db, locations)
             self._taken_over = True
             return locations
+
+    async def _copy_log(self) -> None:
+        """Keep SQLite's log short, beside commits."""
+        while True:
+            await self._log_due.wait()
+            self._log_due = anyio.Event()
+            with anyio.CancelScope(shield=True):
+                log = self._sums.begin()
+                try:
+                    await anyio.to_thread.run_sync(self._sums.write, log)
+                except (OSError, sqlite3.OperationalError) as error:
+                    logger.warning("SQLite's log is not copied into %s: %s; make room on its disk", self._path, error)
+                finally:
+                    self._sums.end()
+            await anyio.sleep(COPY_PAUSE_SECONDS)
 
     async def _sync(self) -> None:
         while True:
@@ -611,7 +633,7 @@ class LocalIndex:
         self._log.close()
         self._page.close()
         self.keymap.close()
-        await anyio.to_thread.run_sync(close_soundly, self._db, self._path)
+        await anyio.to_thread.run_sync(close_soundly, self._db, self._sums)
 
 
 async def _run(index: LocalIndex, path: Path) -> None:
@@ -660,6 +682,7 @@ async def open_local_index(
     index = LocalIndex(
         path,
         opened.db,
+        opened.sums,
         SqliteKeymap(path),
         PageWriter(directory / "page"),
         nodes,

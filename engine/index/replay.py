@@ -27,8 +27,9 @@ from engine.journal.records import Payload, RawRecord, decode_payload, riding_lo
 from engine.journal.recovery import JournalScan, heal_file, set_aside_void
 from engine.keymap.apply import decide, remember
 from engine.keymap.chunks import place_chunks
+from engine.keymap.page_sums import PageSums, close_unchanged, read_header
 from engine.keymap.schema import KeymapDamaged, get_state, open_writer, set_state
-from engine.keymap.soundness import KeymapCheck, take_suspicion
+from engine.keymap.soundness import KeymapCheck, check_at_open
 
 TRANSACTION_RECORDS = 1000
 
@@ -43,6 +44,7 @@ class OpenedKeymap:
     `check` still runs while the keymap is served."""
 
     db: sqlite3.Connection
+    sums: PageSums
     last_epoch: int
     end_lsn: int
     last_time_ns: int
@@ -85,7 +87,7 @@ def bring_up_to_date(
         delete_dropped(nodes, store_id, first)
         set_aside_void(nodes, store_id, scan.unfinished)
     except BaseException:
-        opened.db.close()
+        opened.sums.close(opened.db)
         raise
     return replace(opened, nodes_behind=scan.nodes_behind(), last_number=scan.last_number)
 
@@ -99,45 +101,70 @@ def _keep(path: Path, nodes: Mapping[str, Node], store_id: str, scan: JournalSca
         return None
     newest = next(iter(list_snapshots(nodes)), 0)
     try:
-        suspicion = take_suspicion(path)
-        db = open_writer(path, store_id)
+        read_header(path)
+        file = _Keymap(path, open_writer(path, store_id))
     except KeymapDamaged as error:
         _give_up(path, None, str(error))
         return None
     applied = 0
-    check: KeymapCheck | None = None
     try:
-        epoch, applied = get_state(db)
+        epoch, applied = get_state(file.db)
         if applied == 0 and newest:
-            _give_up(path, db, "it is empty")
+            _give_up(path, file, "it is empty")
             return None
-        check = suspicion.begin() if suspicion is not None else None
-        opened = _replay(db, scan, max(applied, 1), told)
+        check = file.begin_check()
+        opened = _replay(file.db, file.sums, scan, max(applied, 1), told)
         if opened is None and newest <= applied:
             refuse_lost_records(path, scan, epoch, applied)
     except JournalCorrupt as error:
-        _stop(check)
         if newest <= applied:
-            db.close()
+            file.close()
             raise
-        _give_up(path, db, f"it is older than the journal ({error})")
+        _give_up(path, file, f"it is older than the journal ({error})")
         return None
     except (KeymapDamaged, msgspec.DecodeError) as error:
-        _stop(check)
-        _give_up(path, db, str(error))
+        _give_up(path, file, str(error))
         return None
     except BaseException as error:
-        _stop(check)
         if isinstance(error, sqlite3.DatabaseError) and _is_damage(error):
-            _give_up(path, db, str(error))
+            _give_up(path, file, str(error))
             return None
-        db.close()
+        file.close()
         raise
     if opened is None or opened.end_lsn < newest:
-        _stop(check)
-        _give_up(path, db, "it is ahead of the journal" if opened is None else "a snapshot is newer")
+        _give_up(path, file, "it is ahead of the journal" if opened is None else "a snapshot is newer")
         return None
     return replace(opened, check=check)
+
+
+class _Keymap:
+    """The file while it is not known yet whether it is kept."""
+
+    def __init__(self, path: Path, db: sqlite3.Connection) -> None:
+        self.path = path
+        self.db = db
+        self._sums: PageSums | None = None
+        self._check: KeymapCheck | None = None
+
+    def begin_check(self) -> KeymapCheck | None:
+        """Raises KeymapDamaged."""
+        self._check = check_at_open(self.path)
+        self._sums = PageSums(self.path)
+        return self._check
+
+    @property
+    def sums(self) -> PageSums:
+        assert self._sums is not None, "begin_check() comes first"
+        return self._sums
+
+    def close(self) -> None:
+        if self._check is not None:
+            self._check.stop()
+            self._check.run()  # ends at once
+        if self._sums is not None:
+            self._sums.close(self.db)
+        else:
+            close_unchanged(self.db, self.path)
 
 
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
@@ -146,23 +173,19 @@ def _is_damage(error: sqlite3.DatabaseError) -> bool:
     return not isinstance(error, sqlite3.OperationalError) or "readonly" in str(error)
 
 
-def _stop(check: KeymapCheck | None) -> None:
-    if check is not None:
-        check.stop()
-
-
-def _give_up(path: Path, db: sqlite3.Connection | None, reason: str) -> None:
+def _give_up(path: Path, file: _Keymap | None, reason: str) -> None:
     logger.warning("the keymap cannot be used: %s; it is set aside and built again", reason)
-    if db is not None:
+    if file is not None:
         try:
-            db.close()
+            file.close()
         except sqlite3.DatabaseError as error:
             logger.info("closing it: %s", error)
+            file.db.close()
     set_aside(path)
 
 
 def set_aside(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in ("", "-wal", "-shm", ".pages"):
         found = path.with_name(path.name + suffix)
         if found.exists():
             found.replace(path.with_name(f"{path.name}.damaged{suffix}"))
@@ -176,15 +199,16 @@ def _rebuild(path: Path, nodes: Mapping[str, Node], store_id: str, scan: Journal
     header = restore_newest(nodes, store_id, path, told=told)
     lsn = header.lsn if header is not None else 0
     db = open_writer(path, store_id)
+    sums = PageSums.make(path)
     try:
-        opened = _replay(db, scan, lsn + 1, told)
+        opened = _replay(db, sums, scan, lsn + 1, told)
     except JournalCorrupt as error:
-        db.close()
+        sums.close(db)
         aside = path.with_name(f"{path.name}.damaged")
         former = f"; the former keymap is {aside}" if aside.exists() else ""
         raise JournalCorrupt(f"the index cannot be rebuilt: {error}; {_what_there_is(nodes, lsn)}{former}") from error
     except BaseException:
-        db.close()
+        sums.close(db)
         raise
     assert opened is not None, "nothing is compared with the journal here"
     last_time_ns = max(opened.last_time_ns, header.time_ns if header is not None else 0)
@@ -203,7 +227,9 @@ def _what_there_is(nodes: Mapping[str, Node], used_lsn: int) -> str:
 # -- replaying -----------------------------------------------------------------------
 
 
-def _replay(db: sqlite3.Connection, scan: JournalScan, from_lsn: int, told: Told) -> OpenedKeymap | None:
+def _replay(
+    db: sqlite3.Connection, sums: PageSums, scan: JournalScan, from_lsn: int, told: Told
+) -> OpenedKeymap | None:
     """Apply what the keymap lacks. The record it applied last is compared if `from_lsn` is
     its LSN: None when the keymap is not a prefix of the journal."""
     epoch, applied = get_state(db)
@@ -224,6 +250,8 @@ def _replay(db: sqlite3.Connection, scan: JournalScan, from_lsn: int, told: Told
             count, done = count + 1, done + raw.length
             if count % TRANSACTION_RECORDS == 0:
                 db.execute("COMMIT")
+                if sums.due():
+                    sums.copy_log()
                 db.execute("BEGIN IMMEDIATE")
                 told("replaying the journal", done, total)
     except BaseException:
@@ -236,8 +264,8 @@ def _replay(db: sqlite3.Connection, scan: JournalScan, from_lsn: int, told: Told
     db.execute("COMMIT")
     told("replaying the journal", done, done)
     if last is None:
-        return OpenedKeymap(db, scan.last_epoch, end_lsn, 0, count)
-    return OpenedKeymap(db, scan.last_epoch, end_lsn, last.time_ns, count, last.durable_lsn)
+        return OpenedKeymap(db, sums, scan.last_epoch, end_lsn, 0, count)
+    return OpenedKeymap(db, sums, scan.last_epoch, end_lsn, last.time_ns, count, last.durable_lsn)
 
 
 def _apply(db: sqlite3.Connection, key: FileKey, offset: int, raw: RawRecord) -> Payload:

@@ -19,9 +19,10 @@ from msgspec import Struct
 from engine import pieces
 from engine.crash_sites import CrashSite, reached
 from engine.errors import FragmentMissing, PiecesDamaged, StoreError, UnknownFormat, WrongStore
-from engine.file_sums import mark_damaged
 from engine.interfaces import Node
+from engine.keymap.page_sums import mark_damaged
 from engine.keymap.schema import FORMAT, KeymapDamaged, get_state, open_reader
+from engine.keymap.soundness import check_now
 
 MAGIC = b"objfsSNP"
 PREFIX = "index/"
@@ -85,6 +86,7 @@ def copy_keymap(keymap: Path, scratch: Path) -> KeymapCopy:
     """Copy the keymap at one LSN to `scratch` and check the copy. Raises KeymapDamaged, and
     tells the next open."""
     scratch.unlink(missing_ok=True)
+    check_now(keymap)
     source = open_reader(keymap)
     target = sqlite3.connect(scratch, isolation_level=None)
     try:

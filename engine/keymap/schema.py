@@ -103,7 +103,8 @@ def create_tables(db: sqlite3.Connection, store_id: str) -> None:
 
 def open_writer(path: Path, store_id: str) -> sqlite3.Connection:
     """The writing connection; creates the file if there is none. Raises KeymapDamaged if
-    the file is no whole keymap of this store and format."""
+    the file is no whole keymap of this store and format. Ends with page_sums.PageSums.close(),
+    or close_unchanged()."""
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=STATEMENTS_CACHED)
     try:
         db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
@@ -112,7 +113,7 @@ def open_writer(path: Path, store_id: str) -> sqlite3.Connection:
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute(f"PRAGMA cache_size = -{CACHE_KIBIBYTES}")
         db.execute(f"PRAGMA mmap_size = {MMAP_BYTES}")
-        db.execute("PRAGMA wal_autocheckpoint = 4000")
+        db.execute("PRAGMA wal_autocheckpoint = 0")  # page_sums.py copies the log
         if db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0:
             create_tables(db, store_id)
         _check(db, path, store_id)

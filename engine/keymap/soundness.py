@@ -1,103 +1,87 @@
-"""Whether a keymap file found at open is the one that was closed.
+"""Whether the keymap file found at open is the one that was left, or rots while it is served.
 
-At a clean close the file's checksum is written beside it; at open it is compared. After a
-crash there is none, and SQLite looks over the file's structure instead. Small files are
-checked before anything is served, large ones while it is: opening takes no longer for a
-large store. What a check finds is told by the next open (file_sums.mark_damaged).
-Blocking.
+Every page of it has a checksum (page_sums.py), after a crash too. Small files are checked
+before anything is served, large ones while it is: opening takes no longer for a large
+store. What a check finds then is told by the next open. Blocking.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import threading
+from collections.abc import Container
 from pathlib import Path
 
-from engine.file_sums import FileSum, mark_damaged, sum_file, sum_path, take_sum, write_sum
-from engine.keymap.schema import KeymapDamaged, open_reader
+import xxhash
 
-SUM_AT_ONCE_BYTES = 128 * 1024**2  # read within a second from a slow disk
-LOOK_AT_ONCE_BYTES = 16 * 1024**2  # quick_check does some 100 MiB/s
+from engine.keymap.page_sums import (
+    PageSums,
+    keep_log,
+    mark_damaged,
+    pages_in_log,
+    read_header,
+    read_log,
+    read_pages,
+    read_sums,
+)
+from engine.keymap.schema import PAGE_BYTES, KeymapDamaged
+
+CHECK_AT_ONCE_BYTES = 128 * 1024**2  # read within a second from a slow disk
 CLOSE_BUSY_MS = 1000
 
 
-def take_suspicion(path: Path) -> KeymapCheck | None:
-    """Call before the keymap is opened for writing: checks what is small, and returns the
-    check that remains. Raises KeymapDamaged."""
-    expected = take_sum(path)
-    if not path.exists():
-        return None
-    if expected is None:
-        return KeymapCheck(path, None)
-    if expected.damaged:
-        raise KeymapDamaged(f"{path} was found damaged: {expected.damaged}")
-    wal = path.with_name(path.name + "-wal")
-    if path.stat().st_size != expected.size or (wal.exists() and wal.stat().st_size):
-        raise KeymapDamaged(f"{path} has another size than when it was closed")
-    if expected.size <= SUM_AT_ONCE_BYTES:
-        if sum_file(path) != expected:
-            raise KeymapDamaged(f"{path} does not have the checksum it was closed with")
-        return None
-    return KeymapCheck(path, expected)
-
-
 class KeymapCheck:
-    """A check that runs beside everything else. begin() is called once the writer has the
-    file open and before it writes; then run() from any thread, and stop() from another."""
+    """A check that runs beside everything else: begin(), then run() from any thread, and
+    stop() from another. Until run() ends, the log is not copied any further."""
 
-    def __init__(self, path: Path, expected: FileSum | None) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._expected = expected
         self._stopping = threading.Event()
         self._reader: sqlite3.Connection | None = None
+        self._in_log: Container[int] = ()  # their checksums are in the log
 
-    def begin(self) -> KeymapCheck | None:
-        """None if it was small and is done. Raises KeymapDamaged."""
-        self._reader = open_reader(self._path)
-        if self._expected is not None:
-            # While this reader looks at the file as it is now, SQLite writes only beside it.
+    def begin(self) -> None:
+        """The keymap is open, in this process or another. Raises KeymapDamaged."""
+        self._reader = keep_log(self._path)
+        try:
             self._reader.execute("BEGIN")
             self._reader.execute("SELECT count(*) FROM meta").fetchone()
-        elif self._path.stat().st_size <= LOOK_AT_ONCE_BYTES:
-            problem = self.run()
-            if problem is not None:
-                raise KeymapDamaged(f"{self._path}: {problem}")
-            return None
-        return self
+            header, log = read_header(self._path), read_log(self._path)
+            in_file = header.frames if header.salt == log.salt and not header.copying else 0
+            self._in_log = frozenset(pages_in_log(self._path, in_file + 1, log.frames))
+        except BaseException:
+            self._reader.close()
+            raise
 
     def run(self) -> str | None:
         """What is wrong, or None."""
         reader = self._reader
         assert reader is not None, "begin() comes first"
         try:
-            if self._expected is not None:
-                found = sum_file(self._path, self._stopping.is_set)
-                return None if found in (None, self._expected) else "it does not have the checksum it was closed with"
-            return self._look_over(reader)
-        except sqlite3.DatabaseError as error:
-            return None if self._stopping.is_set() else str(error)
+            return self._compare()
+        except KeymapDamaged as error:
+            return str(error)
         finally:
             reader.close()
 
-    def _look_over(self, reader: sqlite3.Connection) -> str | None:
-        if self._path.stat().st_size <= LOOK_AT_ONCE_BYTES:
-            checks = ["PRAGMA quick_check(1)"]
-        else:  # one after the other: SQLite's WAL grows while one is read. The schema's looks at free pages too
-            tables = reader.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
-            checks = [f"PRAGMA quick_check({table})" for table in ("sqlite_schema", *(name for (name,) in tables))]
-        for check in checks:
-            (problem,) = reader.execute(check).fetchone()
-            if problem != "ok":
-                return str(problem)
-        return None
+    def _compare(self) -> str | None:
+        # Only now: what left the log before it was listed has its checksum here.
+        known = read_sums(self._path, read_header(self._path).pages)
+        number = 0
+        for number, page in enumerate(read_pages(self._path), 1):
+            if number % 1024 == 0 and self._stopping.is_set():
+                return None
+            if number in self._in_log:
+                continue
+            if number > len(known) or len(page) < PAGE_BYTES:
+                return f"page {number} was never written"
+            if known[number - 1] not in (0, xxhash.xxh3_64_intdigest(page)):
+                return f"page {number} does not have its checksum"
+        missing = next((one for one in range(number + 1, len(known) + 1) if one not in self._in_log), None)
+        return None if missing is None else f"page {missing} is missing"
 
     def stop(self) -> None:
         self._stopping.set()
-        if self._reader is not None:
-            try:
-                self._reader.interrupt()
-            except sqlite3.ProgrammingError:
-                return  # it has ended and closed its connection
 
     def tell(self, problem: str) -> KeymapDamaged:
         """Keep the next open from using the file; returns what to raise."""
@@ -105,17 +89,47 @@ class KeymapCheck:
         return KeymapDamaged(f"{self._path} is damaged ({problem}); it is rebuilt when the store is opened again")
 
 
+def check_at_open(path: Path) -> KeymapCheck | None:
+    """Call when the writer has the keymap open and before it writes; returns the check that
+    remains to be run. Raises KeymapDamaged."""
+    header = read_header(path)
+    check = KeymapCheck(path)
+    check.begin()
+    log = read_log(path)
+    torn = log.frames < header.frames and (header.copying or (log.frames and log.salt == header.salt))
+    if torn or (header.copying and log.salt != header.salt):
+        check.stop()
+        check.run()
+        raise KeymapDamaged(f"{path} is in the middle of its log, and the log is not whole")
+    if path.stat().st_size > CHECK_AT_ONCE_BYTES:
+        return check
+    problem = check.run()
+    if problem is not None:
+        raise KeymapDamaged(f"{path}: {problem}")
+    return None
+
+
+def check_now(path: Path) -> None:
+    """Check the keymap, which may be in use by any process. Raises KeymapDamaged, and tells
+    the next open."""
+    check = KeymapCheck(path)
+    check.begin()
+    problem = check.run()
+    if problem is not None:
+        raise check.tell(problem)
+
+
 def is_damage(error: BaseException) -> bool:
     """Whether SQLite says that the file is not whole, and not that there is no room or a bug."""
     return type(error) is sqlite3.DatabaseError
 
 
-def close_soundly(db: sqlite3.Connection, path: Path) -> None:
-    """Close the writer's connection; leave the checksum if all is in the file itself."""
+def close_soundly(db: sqlite3.Connection, sums: PageSums) -> None:
+    """Close the writer's connection, and leave everything in the file itself if nobody
+    still reads what is in its log."""
     try:
-        db.execute(f"PRAGMA busy_timeout = {CLOSE_BUSY_MS}")
-        busy, _, _ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if sums.copy_log():
+            db.execute(f"PRAGMA busy_timeout = {CLOSE_BUSY_MS}")
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     finally:
-        db.close()
-    if not busy and not sum_path(path).exists():  # else somebody found the file damaged meanwhile
-        write_sum(path)
+        sums.close(db)
