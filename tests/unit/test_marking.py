@@ -16,8 +16,17 @@ import pytest
 
 from engine.care import marking as marking_module
 from engine.care.marking import SCRATCH_NAME, Mark, marking
-from engine.changes import Change, CommitResult, CreateBucket, CreateUpload, DeleteKey, Origin, PutPart, PutVersion
-from engine.changes import SetBucketVersioning as SetVersioning
+from engine.changes import (
+    Change,
+    CommitResult,
+    CreateBucket,
+    CreateUpload,
+    DeleteKey,
+    Origin,
+    PutPart,
+    PutVersion,
+    SetBucketVersioning,
+)
 from engine.errors import CollectionStopped, FragmentCorrupt
 from engine.frames import encode_frame
 from engine.index.local import LocalIndex, open_local_index
@@ -85,7 +94,7 @@ async def test_versions_old_and_new_and_parts_name_their_chunks(tmp_path: Path) 
         await lab.put("overwritten", flat(b"one", b"two"))
         await lab.put("deleted", flat(b"nobody's either", b"two"))
         await lab.commit(DeleteKey("bucket", "deleted"))
-        await lab.commit(SetVersioning("bucket", Versioning.ENABLED))
+        await lab.commit(SetBucketVersioning("bucket", Versioning.ENABLED))
         await lab.put("kept", flat(b"old"))
         await lab.put("kept", flat(b"newer"))
         await lab.commit(DeleteKey("bucket", "kept"))
@@ -183,7 +192,7 @@ async def test_a_tree_that_cannot_be_read_stops_collection(tmp_path: Path, monke
             raise FragmentCorrupt("it is rotten")
 
         monkeypatch.setattr(lab.index, "read_frame", rotten)
-        with pytest.raises(CollectionStopped, match="can't be read .*rotten.*nothing was deleted; run objfs repair"):
+        with pytest.raises(CollectionStopped, match=r"can't be read .*rotten.*nothing was deleted; run objfs repair"):
             async with marking(lab.parts):
                 pytest.fail("it is not known what the tree names")
 
