@@ -197,13 +197,20 @@ def test_damage_under_an_open_store_is_never_served(killed: Image, place: str, k
 
 @pytest.mark.parametrize(("place", "kind"), CASES)
 def test_an_open_segment_damaged_beyond_m_is_refused_never_wrong(killed: Image, place: str, kind: str) -> None:
-    segment = open_segment(killed)
-    for path in with_indexes(killed, segment, (0, 2, 3)):
+    damaged = with_indexes(killed, open_segment(killed), (0, 2, 3))
+    before = {path: path.read_bytes() for path in damaged}
+    for path in damaged:
         {"flip": flip, "zero": zero, "cut": cut}[kind](path, PLACES[place](path.stat().st_size))
+    stripes_hit = all(path.read_bytes()[FIRST_STRIPE:] != before[path][FIRST_STRIPE:] for path in damaged)
 
-    async def work() -> None:
+    async def refused_keys() -> set[str]:
+        """Of all; what is read is right."""
         async with open_store(killed.data) as store:
-            await killed.right_or_refused(store)
+            refused = {key for key in killed.contents if await refusal_of(store, key)}
+            assert await killed.right_or_refused(store) == len(refused)
+            return refused
 
-    run(work)
-    run(work)
+    refused = run(refused_keys)
+    assert refused <= {"third/70000", "third/300000", "third/2500000"}, "the rest lies elsewhere"
+    assert bool(refused) == stripes_hit, "a file's header can be made anew, a stripe hit in three fragments cannot"
+    assert run(refused_keys) == refused, "opening again neither loses more nor makes anything up"
