@@ -72,8 +72,10 @@ class Maintenance:
     async def _watching(self, parts: Parts) -> None:
         while True:
             try:
-                await self._take_in_replaced(parts)
-                await self.watch()
+                try:
+                    await self._take_in_replaced(parts)
+                finally:  # where too few can be written, watch() lets others be tried again
+                    await self.watch()
                 await self._seal_left_open()
                 await anyio.to_thread.run_sync(self._nodes.reserve.refill)
                 if self._detection_seconds:
@@ -110,7 +112,7 @@ class Maintenance:
 
     async def watch(self) -> None:
         """One round: states follow the nodes."""
-        changed = False
+        changed, stopped = False, None
         places = self._index.keymap.nodes()
         self._nodes.keep_only(places)
         for place in places:
@@ -124,13 +126,16 @@ class Maintenance:
                     self._detection_seconds = time.monotonic() - self._seen_good[place.node_id]
                 try:
                     await self.set_state(place, state)
-                except WritesStopped:
+                except WritesStopped as error:
                     if problem is None:
                         # Too few others are there to note that it failed: without another try
                         # nothing could ever be written again.
                         self._index.try_again(place.node_id)
-                    raise
+                    stopped = error
+                    continue
                 changed = True
+        if stopped is not None:
+            raise stopped
         if changed or await self._copies_missing():
             await self._index.repair_journal()
 

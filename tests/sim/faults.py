@@ -10,11 +10,13 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import anyio
 
 from engine.care.scrub import scrub
 from engine.errors import FragmentCorrupt, NodeFull, StoreError, WritesStopped
+from engine.nodes.descriptor import read_node_descriptor
 from engine.pieces import WRITING
 from engine.segments.format import (
     FILE_HEADER_BYTES,
@@ -139,6 +141,7 @@ class Faults:
         """The node is one no more."""
         self.suspects.pop(path, None)
         self.images.pop(path, None)
+        self.were.pop(path, None)
         self.machine.disks.pop(path, None)
 
     def _mend(self, path: str) -> None:
@@ -156,7 +159,7 @@ class Faults:
             self.suspects[path] = "gone"
         await anyio.sleep(2.5)  # until it is found to be lost
         place = next(place for place in store.keymap.nodes() if place.path == path)
-        if self.suspects[path] == "empty" and place.state is not NodeState.LOST:
+        if self.suspects[path] == "empty" and place.generation == _generation(store, path):
             self.suspects[path] = "back"  # an earlier attempt got further than it could tell
             return
         self.machine.come_back_empty(path)
@@ -289,6 +292,14 @@ class Faults:
             if other != path and other not in self.suspects and name in disk.files
         ]
         return not others or any(other.startswith(content) or content.startswith(other) for other in others)
+
+
+def _generation(store: Store, path: str) -> int | None:
+    """Of the disk that is there."""
+    try:
+        return read_node_descriptor(Path(path), store.parts.descriptor.store_id).generation
+    except StoreError:
+        return None
 
 
 def _problem(disk: SimulatedDisk, segment: Segment, index: int) -> str | None:

@@ -353,3 +353,25 @@ def test_a_node_behind_the_journal_is_healed_though_nothing_can_be_written_witho
     files[first].content[-1] ^= 1
     del files[epoch_name(2)]
     assert machine.run(heal)
+
+
+def test_a_node_is_replaced_though_the_other_failed_for_a_moment_before(tmp_path: Path) -> None:
+    """The one that could not be noted as lost kept the other from ever being written again."""
+    machine, paths = pair(tmp_path)
+
+    async def live() -> None:
+        async with open_store(machine.data, Opening.OWN, node_opener=machine.open_node) as store:
+            await store.commit(CreateBucket("bucket"), ORIGIN)
+            machine.vanish(paths[1])
+            with pytest.raises(WritesStopped):
+                await store.commit(CreateBucket("other"), ORIGIN)
+            machine.come_back(paths[1])
+            machine.vanish(paths[0])
+            await trio.sleep(5)
+            machine.come_back_empty(paths[0])
+            await store.replace_node("node1")
+            await trio.sleep(60)
+            assert {str(place.state) for place in store.keymap.nodes()} == {"healthy"}
+            assert (await store.status())["under_redundancy"] == 0
+
+    assert machine.run(live)
