@@ -117,7 +117,7 @@ def _keep(path: Path, nodes: Mapping[str, Node], store_id: str, scan: JournalSca
         if opened is None and newest <= applied:
             refuse_lost_records(path, scan, epoch, applied)
     except JournalCorrupt as error:
-        if newest <= applied:
+        if newest < applied:
             file.close()
             raise
         _give_up(path, file, f"it is older than the journal ({error})")

@@ -234,6 +234,24 @@ async def test_a_keymap_of_an_older_time_is_not_carried_over_a_gap(data: Path) -
     assert dump(data) == rows
 
 
+async def test_a_keymap_that_ends_where_the_journal_was_dropped_is_built_again(data: Path) -> None:
+    """Whether its last record is the journal's cannot be told any more; the snapshot's is."""
+    async with open_store(data) as store:
+        contents = await fill(store, 1, small=5)
+        await checkpoint(store.parts, force=True)
+    shutil.copytree(data / "index", data.parent / "old", ignore=shutil.ignore_patterns("*.sock"))
+    async with open_store(data) as store:
+        applied = store.keymap.applied_lsn()
+        assert (await checkpoint(store.parts, force=True)).snapshot_lsn == applied
+        contents |= await fill(store, 2, small=5)
+    rows = dump(data)
+    forget_index(data)
+    shutil.copytree(data.parent / "old", data / "index")
+    async with open_store(data) as store:
+        await check(store, contents)
+    assert dump(data) == rows
+
+
 # -- snapshots that are not what they were ---------------------------------------------
 
 
