@@ -181,7 +181,7 @@ class LocalIndex:
     def _applied(self, batch: list[_Waiting]) -> None:
         """The batch is applied, or refused: answer whom nothing keeps waiting."""
         for waiting in batch:
-            if waiting.error is None and waiting.durable and waiting.lsn > self._durable_lsn:
+            if waiting.durable and waiting.lsn > self._durable_lsn:
                 self._undurable.append(waiting)
                 self._durable_wanted.set()
             else:
@@ -476,6 +476,8 @@ class LocalIndex:
                 self._decide(waiting, first_lsn + len(raws), raws, records, touched)
             except StoreError as error:
                 waiting.error = error
+                # It tells of what is there: a refusal too must not be answered before that is durable.
+                waiting.lsn = first_lsn + len(raws) - 1
         if raws:
             try:
                 locations = await self._append(raws)
@@ -485,7 +487,7 @@ class LocalIndex:
                 for waiting in batch:
                     # Refusals too: they were judged beside changes of this batch that never came to be.
                     if waiting.result is None or waiting.lsn >= first_lsn:
-                        waiting.error = stopped
+                        waiting.error, waiting.lsn = stopped, 0
                 self._applied(batch)
                 return
             reached(CrashSite.COMMIT_ORDERED)

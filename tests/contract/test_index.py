@@ -87,6 +87,16 @@ async def test_errors_arrive_as_what_they_are(world: World) -> None:
             await index.commit(DeleteKey("bucket", "absent", must_exist=True), origin())
 
 
+async def test_a_refusal_waits_until_what_it_tells_of_is_durable(world: World) -> None:
+    """Power loss could take back the very bucket somebody was told exists."""
+    async with world.opened() as (index, _):
+        await index.commit(CreateBucket("first"), origin())
+        made = await index.commit(CreateBucket("bucket"), origin(), durable=False)
+        with pytest.raises(BucketExists):
+            await index.commit(CreateBucket("bucket"), origin())
+        assert index.durable_lsn() >= made.lsn
+
+
 async def test_a_repeated_request_id_gets_the_first_answer(world: World) -> None:
     async with world.opened() as (index, _):
         first = await index.commit(CreateBucket("bucket"), origin("request-1"))

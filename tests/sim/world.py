@@ -308,7 +308,9 @@ class World:
             self.tell(f"  taken back by the power cut: {operation}")
         self.model = self.durable_model.copy()
         self.volatile = []
-        self._take_over(store, [*kept, *self.doubtful])
+        # A refusal that was not to be durable may tell of something the power cut took back.
+        judged = [op for op in self.doubtful if op.error is None or op.durable or not self.may_lose_unsynced]
+        self._take_over(store, [*kept, *judged])
         self.doubtful = []
         self.may_lose_unsynced = False
         await store.index.wait_durable(end)  # type: ignore[attr-defined]
