@@ -65,7 +65,10 @@ class PutVersion(Struct, frozen=True, omit_defaults=True, tag="put_version"):
     published under every name that file has now (none: NoSuchFile is not raised, the
     content is dropped and the result's version is None). `replaces_lsn` names this
     open's own earlier version, which the new one replaces even on a versioned bucket.
-    With `keep_attributes` unset attributes stay as they are on the replaced version."""
+    Without `attributes` they stay as they are on the replaced version. `new_file`: the key
+    gets a new file id, as a file renamed over another does, so that what has the old file
+    open at a mount goes on with the version it has. S3 writes say so; records written
+    before this was a field keep the file id."""
 
     bucket: str
     key: str
@@ -83,6 +86,7 @@ class PutVersion(Struct, frozen=True, omit_defaults=True, tag="put_version"):
     file_id: int | None = None
     replaces_lsn: int | None = None
     keep_metadata: bool = False  # mount: headers, user metadata, tags of the old version stay
+    new_file: bool = False
 
 
 class DeleteKey(Struct, frozen=True, omit_defaults=True, tag="delete_key"):
@@ -91,7 +95,9 @@ class DeleteKey(Struct, frozen=True, omit_defaults=True, tag="delete_key"):
     Without version_id: unversioned removes the version, versioned puts a marker.
     `must_exist` raises NoSuchKey when absent (unlink). `empty_directory` (key ends in
     "/"): raises DirectoryNotEmpty when anything but the marker is below. `keep_parent`:
-    leave a `dir/` marker if this removes the last child (unlink, rmdir, mount only)."""
+    leave a `dir/` marker if this removes the last child (unlink, rmdir, mount only).
+    `new_file`: an older version of the same file that is the newest again becomes another
+    file (S3; see PutVersion)."""
 
     bucket: str
     key: str
@@ -100,6 +106,7 @@ class DeleteKey(Struct, frozen=True, omit_defaults=True, tag="delete_key"):
     must_exist: bool = False
     empty_directory: bool = False
     keep_parent: bool = False
+    new_file: bool = False
 
 
 class Rename(Struct, frozen=True, omit_defaults=True, tag="rename"):
@@ -213,6 +220,7 @@ class CompleteUpload(Struct, frozen=True, omit_defaults=True, tag="complete_uplo
     parts: list[ObjectPart]
     checksum: Checksum | None = None
     condition: Condition | None = None
+    new_file: bool = False  # as PutVersion's
 
 
 class AbortUpload(Struct, frozen=True, omit_defaults=True, tag="abort_upload"):

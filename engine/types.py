@@ -181,8 +181,8 @@ class Version(Struct, frozen=True, omit_defaults=True):
     """One immutable version of a key, or a delete marker.
 
     `version_id` is what the client sees; `lsn` orders versions. `file_id` is the key's
-    inode number: given at creation, kept by overwrites, moved by rename, shared by hard
-    links. `headers` holds Content-Type, Content-Encoding, … under lower-case names.
+    inode number: given at creation and by S3 overwrites, kept by writes at the mount, moved
+    by rename, shared by hard links. `headers` holds Content-Type, Content-Encoding, … under lower-case names.
     """
 
     bucket: str

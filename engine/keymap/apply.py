@@ -146,6 +146,8 @@ def _put_version(state: State, change: PutVersion) -> CommitResult:
         version = replace(_version(state, change, place, old), link_count=len(names))
         version = state.publish(place[0], version, replaces_lsn=change.replaces_lsn)
         state.touch(*place, version.file_id)
+        if old is not None and old.file_id != version.file_id:
+            state.touch(*place, old.file_id)  # open at a mount, or linked elsewhere
         if shown is None or (place[0].name, place[1]) == (change.bucket, change.key):
             shown = version
     return CommitResult(state.lsn, state.time_ns, version=shown)
@@ -160,7 +162,7 @@ def _version(state: State, change: PutVersion, place: tuple[Bucket, str], old: V
         last_modified_ns=state.time_ns,
         size=change.content.size,
         etag=change.etag,
-        file_id=_file_id(state, old),
+        file_id=_file_id(state, change, old),
         manifest=change.content.manifest,
         headers=change.headers,
         user_metadata=change.user_metadata,
@@ -183,10 +185,10 @@ def _version(state: State, change: PutVersion, place: tuple[Bucket, str], old: V
     return version
 
 
-def _file_id(state: State, old: Version | None) -> int:
-    """Overwrites keep the file id; an S3 write to one of several linked names makes it a
-    file of its own."""
-    if old is None or not old.file_id:
+def _file_id(state: State, change: PutVersion, old: Version | None) -> int:
+    """Writes at the mount keep the file id; a new file gets its own, and so does one of
+    several linked names that S3 writes to."""
+    if old is None or not old.file_id or change.new_file:
         return state.lsn
     return old.file_id if old.link_count == 1 or state.origin.door is Door.MOUNT else state.lsn
 
@@ -221,6 +223,7 @@ def _complete_upload(state: State, change: CompleteUpload) -> CommitResult:
         storage_class=upload.storage_class,
         owner=upload.owner,
         condition=change.condition,
+        new_file=change.new_file,
     )
     result = _put_version(state, put)
     apply_uploads.drop_upload(state, bucket, change.key, change.upload_id)
@@ -259,7 +262,7 @@ def _delete_version(state: State, change: DeleteKey, bucket: Bucket, newest: Ver
         return CommitResult(state.lsn, state.time_ns)
     if change.empty_directory and state.any_below(bucket, change.key, beside=True):
         raise DirectoryNotEmpty(f"{change.key} is not empty")
-    state.remove_version(bucket, found)
+    state.remove_version(bucket, found, new_file=change.new_file)
     state.touch(bucket, change.key, found.file_id)
     if change.keep_parent:
         state.leave_parent(bucket, change.key)

@@ -157,8 +157,9 @@ class State:
             return None
         return self.publish_marker(bucket, current.key)
 
-    def remove_version(self, bucket: Bucket, version: Version) -> None:
-        """Remove one version for good; the next newest becomes the newest."""
+    def remove_version(self, bucket: Bucket, version: Version, *, new_file: bool = False) -> None:
+        """Remove one version for good; the next newest becomes the newest, as a `new_file`
+        if both were the same file's."""
         if not version.is_latest:
             self._remove_noncurrent(bucket, version)
             return
@@ -169,8 +170,10 @@ class State:
             return
         promoted = version_of(bucket.name, row, is_latest=False)
         self._remove_noncurrent(bucket, promoted)
-        if self.db.execute(_GROUP, (promoted.file_id,)).fetchone()[0]:
-            # The file lives on under another name (a rename or a link): this is one of its own now.
+        same_file = new_file and promoted.file_id == version.file_id > 0
+        if same_file or self.db.execute(_GROUP, (promoted.file_id,)).fetchone()[0]:
+            # The file lives on under another name (a rename or a link), or in those who have the
+            # removed version open: this is one of its own now.
             promoted = replace(promoted, file_id=self.lsn)
         self._insert_newest(bucket, replace(promoted, link_count=1))
 

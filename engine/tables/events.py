@@ -154,7 +154,7 @@ class EventDeriver:
                 checksum_algorithm=change.checksum.algorithm if change.checksum else None,
                 tags=change.tags,
                 user_metadata=change.user_metadata,
-                file_id=self._file_id(before),
+                file_id=self._file_id(change, before),
             )
             if change.keep_metadata and before is not None:
                 facts = msgspec.structs.replace(
@@ -198,14 +198,14 @@ class EventDeriver:
             checksum_algorithm=change.checksum.algorithm if change.checksum else None,
             user_metadata=upload[3] or {},
             tags=upload[4] or {},
-            file_id=self._file_id(self.history.current(change.bucket, change.key)),
+            file_id=self._file_id(change, self.history.current(change.bucket, change.key)),
         )
         self._create(change.bucket, change.key, facts)
 
     def _delete_key(self, change: DeleteKey) -> None:
         bucket, key = change.bucket, change.key
         if change.version_id is not None:
-            self._permanent_delete(bucket, key, change.version_id)
+            self._permanent_delete(bucket, key, change.version_id, new_file=change.new_file)
         else:
             self._hide(bucket, key)
         if change.keep_parent:
@@ -220,8 +220,8 @@ class EventDeriver:
             return
         if change.key.endswith("/"):
             keys = self.history.visible_below(*source)
-            if self.history.current(*target) is not None:
-                self._hide(*target)
+            if self.history.current(*target) is not None and source[1] not in keys:
+                self._hide(*target)  # else the moved marker takes its place
             for key in keys:
                 self._move((source[0], key), (target[0], target[1] + key[len(source[1]) :]))
         else:
@@ -316,10 +316,10 @@ class EventDeriver:
         enabled = self._versioning.get(bucket) == Versioning.ENABLED
         return version_id_of(self._record.lsn) if enabled else NULL_VERSION_ID
 
-    def _file_id(self, before: Facts | None) -> int:
-        """Overwrites keep the file id; an S3 write to one of several linked names makes it a
-        file of its own."""
-        if before is None or not before.file_id:
+    def _file_id(self, change: PutVersion | CompleteUpload, before: Facts | None) -> int:
+        """Writes at the mount keep the file id; a new file gets its own, and so does one of
+        several linked names that S3 writes to."""
+        if before is None or not before.file_id or change.new_file:
             return self._record.lsn
         if self._record.origin.door is Door.MOUNT or len(self.history.names_of(before.file_id)) <= 1:
             return before.file_id
@@ -334,8 +334,9 @@ class EventDeriver:
         self.history.put(bucket, key, marker)
         self._event(DELETE, bucket, key, marker)
 
-    def _permanent_delete(self, bucket: str, key: str, version_id: str) -> None:
-        if not self.history.remove(bucket, key, version_id, self._record.lsn) and not self._unknown(bucket, key):
+    def _permanent_delete(self, bucket: str, key: str, version_id: str, *, new_file: bool = False) -> None:
+        removed = self.history.remove(bucket, key, version_id, self._record.lsn, new_file=new_file)
+        if not removed and not self._unknown(bucket, key):
             return
         self._append(bucket, key, DELETE, version_id, (None,) * 9, (None, None, None), None, None)
 

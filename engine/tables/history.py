@@ -159,9 +159,10 @@ class History:
         self._note_files((bucket, key), [facts])
         self._changed((bucket, key), before)
 
-    def remove(self, bucket: str, key: str, version_id: str, lsn: int) -> bool:
+    def remove(self, bucket: str, key: str, version_id: str, lsn: int, *, new_file: bool) -> bool:
         """Remove a version for good; whether it was there. If that makes an older one the
-        newest, and its file lives on under another name, it becomes a file of its own."""
+        newest, and its file lives on under another name, it becomes a file of its own, and
+        so it does if both are the same file's and it is to be a `new_file`."""
         before, newest = self.current(bucket, key), self.newest(bucket, key)
         versions = self.versions(bucket, key)
         removed = versions.pop(version_id, None)
@@ -170,7 +171,7 @@ class History:
         promoted = self.newest(bucket, key)
         if promoted is not None and removed is newest and promoted.file_id > 0:
             others = [name for name in self.names_of(promoted.file_id) if name != (bucket, key)]
-            if others:
+            if others or (new_file and promoted.file_id == removed.file_id):
                 promoted = msgspec.structs.replace(promoted, file_id=lsn)
                 versions[promoted.version_id] = promoted
                 self.refiled[(bucket, key, promoted.version_id)] = lsn

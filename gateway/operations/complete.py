@@ -60,6 +60,7 @@ async def _complete(context: Context, request: Request, upload: Upload, chosen: 
         parts=[ObjectPart(part.number, part.size, part.checksum) for part in parts],
         checksum=checksum,
         condition=conditions.put_condition(request.headers),
+        new_file=True,
     )
     return published(await context.store.commit(change, request.origin))
 

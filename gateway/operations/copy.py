@@ -64,6 +64,7 @@ async def copy_object(context: Context, request: Request) -> Response:
         checksum=checksum,
         owner=OWNER,
         condition=condition,
+        new_file=True,
     )
     version = published(await context.store.commit(change, request.origin))
     headers = version_headers(target_bucket, version) | source_headers(source_bucket, source)

@@ -60,6 +60,7 @@ async def put_object(context: Context, request: Request) -> Response:
                 checksum=received.checksum,
                 owner=OWNER,
                 condition=condition,
+                new_file=True,
             ),
             request.origin,
         )
@@ -80,7 +81,8 @@ async def delete_object(context: Context, request: Request) -> Response:
     if version_id == "":
         raise invalid_argument("Version id cannot be the empty string", "versionId", "")
     bucket = context.store.keymap.bucket(request.at_bucket)
-    change = DeleteKey(request.at_bucket, request.at_key, version_id, conditions.delete_condition(request.headers))
+    condition = conditions.delete_condition(request.headers)
+    change = DeleteKey(request.at_bucket, request.at_key, version_id, condition, new_file=True)
     try:
         result = await context.store.commit(change, request.origin)
     except NoSuchVersion:
@@ -129,7 +131,7 @@ async def _delete_one(
         )
     origin = request.origin
     origin = type(origin)(origin.requester, f"{origin.request_id}-{number}", origin.source_ip, origin.door)
-    change = DeleteKey(request.at_bucket, target.key, target.version_id, condition)
+    change = DeleteKey(request.at_bucket, target.key, target.version_id, condition, new_file=True)
     try:
         result = await context.store.commit(change, origin, durable=False)
     except NoSuchVersion:

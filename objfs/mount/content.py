@@ -68,7 +68,7 @@ class ContentOperations(TreeOperations):
         async with self.state.gate.shared():
             await self.state.store.freshen()
             if fields.update_size:
-                await self._truncate(node, attr.st_size, published=fh is None, ctx=ctx)
+                await self._truncate(node, attr.st_size, by_name=fh is None)
             attributes = self._changed_attributes(self.state.entry(node), attr, fields, ctx)
             if attributes is not None:
                 await self._set_attributes(node, attributes, ctx)
@@ -128,16 +128,18 @@ class ContentOperations(TreeOperations):
         change = SetAttributes(bucket, key, attributes, replace_xattrs=replace_xattrs, file_id=node.inode)
         await self.state.commit(change, ctx)
 
-    async def _truncate(self, node: Inode, size: int, *, published: bool, ctx: RequestContext) -> None:
+    async def _truncate(self, node: Inode, size: int, *, by_name: bool) -> None:
         """truncate(2) is seen at every door when it returns; ftruncate(2) is a write."""
         if not isinstance(node, File):
             raise pyfuse3.FUSEError(errno.EISDIR)
         if size > limits.OBJECT_BYTES_MAX:
             raise pyfuse3.FUSEError(errno.EFBIG)
+        if by_name:
+            self._check_name(node)
         open_file = self._opened(node)
         try:
             await open_file.truncate(size)
-            if published:
+            if by_name:
                 await open_file.publish(durable=False)
         finally:
             await self._closed(open_file)
@@ -234,6 +236,7 @@ class ContentOperations(TreeOperations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         await self.state.store.freshen()
         node = self.state.table.file(inode)
+        self._check_name(node)
         shared = node.open_file is not None
         cached_lsn = node.cached_lsn
         open_file = self._opened(node)
@@ -244,6 +247,16 @@ class ContentOperations(TreeOperations):
                 await self._closed(open_file)
                 raise
         return FileInfo(fh=FileHandleT(node.inode), keep_cache=shared or cached_lsn == open_file.version.lsn)
+
+    def _check_name(self, node: File) -> None:
+        """FUSEError: ESTALE, which makes the kernel look the name up again, if it was told of
+        a name that leads to another file by now: its own news of that is under way. A file
+        without a name that is open may be opened again (/proc/self/fd)."""
+        if node.open_file is None:
+            return  # _opened() looks
+        node.open_file.refresh()
+        if node.open_file.unlinked and node.told:
+            raise pyfuse3.FUSEError(errno.ESTALE)
 
     def _opened(self, node: File, made: Version | None = None) -> OpenFile:
         """One more open of the file; of one just `made` even if it is removed already."""
@@ -256,7 +269,8 @@ class ContentOperations(TreeOperations):
                 pin.end()
                 raise pyfuse3.FUSEError(errno.ESTALE)
             open_file = node.open_file = self._open[node.inode] = OpenFile(self.state, node, version, pin)
-            open_file.unlinked = present is None
+            if present is None:
+                open_file.lose_names()
             node.cached_lsn = version.lsn
         open_file.opens += 1
         return open_file

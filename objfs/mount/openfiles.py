@@ -8,6 +8,10 @@ version under every name the file has by then.
 The lock orders writes, truncations and publications of one file. Reads take it only when
 they must publish a stream to read it back; otherwise they work on what base and dirty
 ranges are at that moment.
+
+An S3 write puts another file in the key's place: who has the old one open goes on reading
+the version it has, which is immutable, and can publish nothing any more. What another
+mount publishes is a write to this very file, and shows here, as on any filesystem.
 """
 
 from __future__ import annotations
@@ -77,7 +81,8 @@ class OpenFile:
         self.node = node
         self._pin = pin  # taken before `version` was read
         self.opens = 0
-        self.unlinked = False
+        self.unlinked = False  # no name leads here any more, so nothing can be published
+        self.replaced = False  # and that because another door put another file in its place
         self.changed = False
         self.size = self.base_bytes = version.size
         self.mtime_ns = self.ctime_ns = 0
@@ -170,6 +175,7 @@ class OpenFile:
         """Raises NodeFull, WritesStopped, OSError."""
         async with self._lock:
             self._check_failed()
+            self._check_replaced()
             self._reserve(len(content))
             if self._finished is not None or (self._stream is not None and offset != self.size):
                 await self._publish(durable=False)
@@ -188,6 +194,7 @@ class OpenFile:
         """Raises what publishing raises, when a stream must be published first."""
         async with self._lock:
             self._check_failed()
+            self._check_replaced()
             if size == self.size:
                 self._touch()
                 return
@@ -248,6 +255,12 @@ class OpenFile:
         if self._failed is not None:
             raise self._failed
 
+    def _check_replaced(self) -> None:
+        """A write that nobody could ever see is refused. (Into a file that was removed
+        one may write as anywhere else.)"""
+        if self.replaced:
+            raise pyfuse3.FUSEError(errno.ESTALE)
+
     # -- publishing ------------------------------------------------------------
 
     async def publish(self, *, durable: bool) -> None:
@@ -272,12 +285,20 @@ class OpenFile:
         our own wait to replace it."""
         version = self._state.version_of(self.node)
         if version is None:
-            self.unlinked = True
-        elif version.lsn != self.version.lsn and not self.changed and not self._lock.locked():
+            self.lose_names()
+        elif version.lsn == self.version.lsn:
+            self.version = version  # its attributes may be newer
+        elif not self.changed and not self._lock.locked():
             self.version = version
             self._base = version.manifest
             self.size = self.base_bytes = version.size
             self._own_lsn = None
+
+    def lose_names(self) -> None:
+        """No name leads here any more."""
+        if not self.unlinked:
+            self.unlinked = True
+            self.replaced = self._state.holds_new_file(self.node.name)
 
     def version_unlinked(self) -> Version:
         return msgspec.structs.replace(self.version, size=self.size, link_count=0)
@@ -293,15 +314,18 @@ class OpenFile:
         self._pin.end()
 
     async def _publish(self, *, durable: bool) -> None:
-        if not self.changed or self.unlinked:
+        if not self.changed:
+            return
+        if self.unlinked:
+            await self._cannot_publish()
             return
         content, etag = await self._content()
         result = await self._commit(content, etag, durable=durable)
-        self._finished = None
         if result.version is None:
-            self._lost_its_names(streamed=self._stream is not None)
+            self.lose_names()
+            await self._cannot_publish()
             return
-        self._stream = None
+        self._stream = self._finished = None
         self._adopt(content, result)
         self._dirty.clear()
         self.size = content.size
@@ -379,10 +403,11 @@ class OpenFile:
         self.base_bytes = content.size
         self._own_lsn = self.node.cached_lsn = result.version.lsn
 
-    def _lost_its_names(self, *, streamed: bool) -> None:
-        """Another door deleted the file while it was written."""
-        self.unlinked = True
-        if streamed:
+    async def _cannot_publish(self) -> None:
+        """Another door deleted or replaced the file while it was written. Of a deleted one
+        nobody expects to see more; of a replaced one whoever wrote it is told."""
+        if self._stream is not None or self._finished is not None:
             # The streamed bytes were never committed, so nothing can read them back.
-            self._stream = None
+            await self._drop_stream()
             self._failed = pyfuse3.FUSEError(errno.ESTALE)
+        self._check_replaced()

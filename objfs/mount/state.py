@@ -97,6 +97,12 @@ class MountState:
                 return version
         return None
 
+    def holds_new_file(self, name: Name) -> bool:
+        """Whether the name leads to a file that was new with the record that put it there,
+        as what S3 writes is, and not to one that was renamed to it."""
+        version = self._head(*name)
+        return version is not None and version.file_id == version.lsn
+
     def present_version(self, node: File) -> Version:
         """As version_of(), or what an open file keeps of an unlinked one. FUSEError:
         ESTALE, which makes the kernel look the name up again."""
@@ -105,7 +111,7 @@ class MountState:
             return version
         if node.open_file is None:
             raise pyfuse3.FUSEError(errno.ESTALE)
-        node.open_file.unlinked = True
+        node.open_file.lose_names()
         return node.open_file.version_unlinked()
 
     def marker_of(self, name: Name) -> Version | Bucket | None:

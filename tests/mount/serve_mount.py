@@ -36,9 +36,9 @@ async def other_door(store: Store, request: list[Any]) -> Any:
             with store.pins.hold():
                 writer = store.open_writer()
                 await writer.write(text.encode())
-                await store.commit(PutVersion(bucket, key, await writer.finish(), etag), origin)
+                await store.commit(PutVersion(bucket, key, await writer.finish(), etag, new_file=True), origin)
         case ["delete", bucket, key]:
-            await store.commit(DeleteKey(bucket, key), origin)
+            await store.commit(DeleteKey(bucket, key, new_file=True), origin)
         case ["get", bucket, key]:
             await store.freshen()
             version = store.keymap.head(bucket, key)

@@ -240,6 +240,7 @@ class _Applying:
         self, change: PutVersion, content: bytes, key: str, old: ModelVersion | None, linked: bool
     ) -> ModelVersion:
         keeps_file = old is not None and old.file_id and (not linked or self.origin.door is Door.MOUNT)
+        keeps_file = keeps_file and not change.new_file
         keeps = old if change.keep_metadata else None
         return ModelVersion(
             key=key,
@@ -291,8 +292,9 @@ class _Applying:
         kept = [version for version in versions if version is not found]
         del bucket.keys[change.key]
         if kept:
-            if found is versions[0] and self.model.names(kept[0].file_id):
-                kept[0] = replace(kept[0], file_id=self.lsn)  # the file lives on under another name
+            same_file = change.new_file and kept[0].file_id == found.file_id > 0
+            if found is versions[0] and (same_file or self.model.names(kept[0].file_id)):
+                kept[0] = replace(kept[0], file_id=self.lsn)  # the file lives on: another name, or open
             bucket.keys[change.key] = kept
         if change.keep_parent:
             self.leave_parent(bucket, change.key)
@@ -467,6 +469,7 @@ class _Applying:
             tags=upload.tags,
             owner=upload.owner,
             condition=change.condition,
+            new_file=change.new_file,
         )
         self.put(published, content)
         del self.model.bucket(change.bucket).uploads[change.upload_id]

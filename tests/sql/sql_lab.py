@@ -99,7 +99,14 @@ def some_change(rng: random.Random, index: LocalIndex) -> Change:
     text = rng.choice([b"", b"x", b"yy" * 50, rng.randbytes(20)])
     match rng.randrange(13):
         case 0 | 1 | 2:
-            return put(bucket, key, text, tags={"n": str(rng.randrange(3))}, user_metadata={"u": "1"})
+            return put(
+                bucket,
+                key,
+                text,
+                tags={"n": str(rng.randrange(3))},
+                user_metadata={"u": "1"},
+                new_file=rng.random() < 0.5,
+            )
         case 3:
             return put(bucket, key, text, file_id=file_id, keep_metadata=True)
         case 4:
@@ -112,7 +119,8 @@ def some_change(rng: random.Random, index: LocalIndex) -> Change:
         case 7:
             page = index.keymap.list_versions(bucket)
             chosen = rng.choice(page.versions) if page.versions else None
-            return DeleteKey(bucket, chosen.key if chosen else key, version_id=chosen.version_id if chosen else "null")
+            version_id = chosen.version_id if chosen else "null"
+            return DeleteKey(bucket, chosen.key if chosen else key, version_id=version_id, new_file=rng.random() < 0.5)
         case 8:
             return Rename(bucket, rng.choice(files), target_bucket, rng.choice(files), exchange=rng.random() < 0.2)
         case 9:

@@ -147,7 +147,7 @@ class World:
         choices = [PartChoice(part.number, part.lsn) for part in parts]
         sizes = [ObjectPart(part.number, part.size) for part in parts]
         content = Content(Manifest(entries))
-        return CompleteUpload(bucket, upload.key, upload.upload_id, choices, content, "abc-2", sizes)
+        return CompleteUpload(bucket, upload.key, upload.upload_id, choices, content, "abc-2", sizes, new_file=True)
 
     def _content(self) -> Content:
         """Chunks in an open segment or riding, slices, holes, inline bytes, and sometimes trees."""

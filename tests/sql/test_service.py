@@ -25,6 +25,7 @@ from engine.changes import (
     Origin,
     PartChoice,
     PutPart,
+    Rename,
     SetBucketVersioning,
     SetTags,
 )
@@ -88,6 +89,21 @@ async def test_the_row_of_a_version_carries_its_facts(tmp_path: Path, nodes: dic
             "CREATE",
             "UPDATE_METADATA",
         ]
+
+
+async def test_a_directory_renamed_over_an_empty_one_leaves_no_delete_marker_there(
+    tmp_path: Path, nodes: dict[str, MemoryNode]
+) -> None:
+    """On a versioned bucket the moved marker takes the place of the one that was there."""
+    async with opened(tmp_path, nodes) as lab:
+        await lab.commit(CreateBucket("bbb"))
+        await lab.commit(SetBucketVersioning("bbb", Versioning.ENABLED))
+        for key in ("here/", "there/", "here/file"):
+            await lab.commit(put("bbb", key))
+        await lab.commit(Rename("bbb", "here/", "bbb", "there/"))
+        await assert_tables_equal_keymap(lab)
+        found = await lab.rows("SELECT key FROM journal WHERE is_delete_marker ORDER BY key")
+        assert [row["key"] for row in found] == ["here/", "here/file"]
 
 
 async def test_deletes_in_the_journal_are_as_aws_tells_them(tmp_path: Path, nodes: dict[str, MemoryNode]) -> None:

@@ -27,11 +27,11 @@ names = st.one_of(files, directories)
 buckets = st.sampled_from(["bucket", "other"])
 
 changes: st.SearchStrategy[Change] = st.one_of(
-    st.builds(put, names, st.sampled_from([b"", b"1", b"22"]), buckets),
+    st.builds(put, names, st.sampled_from([b"", b"1", b"22"]), buckets, new_file=st.booleans()),
     st.builds(put, files, st.just(b"333"), buckets, file_id=st.integers(3, 12), replaces_lsn=st.integers(3, 12)),
     st.builds(put, names, bucket=buckets, condition=st.just(Condition(absent_path=True))),
     st.builds(DeleteKey, buckets, names, keep_parent=st.booleans(), must_exist=st.booleans()),
-    st.builds(DeleteKey, buckets, names, version_id=st.just("null")),
+    st.builds(DeleteKey, buckets, names, version_id=st.just("null"), new_file=st.booleans()),
     st.builds(Rename, buckets, files, buckets, files, exchange=st.booleans(), no_replace=st.booleans()),
     st.builds(Rename, buckets, directories, buckets, directories, exchange=st.booleans()),
     st.builds(Rename, buckets, names, buckets, names, exchange=st.just(True)),

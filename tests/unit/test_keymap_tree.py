@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from engine.changes import DeleteBucket, DeleteKey, Door, Link, Rename, SetAttributes, Touched
+from engine.changes import (
+    CompleteUpload,
+    CreateUpload,
+    DeleteBucket,
+    DeleteKey,
+    Door,
+    Link,
+    PartChoice,
+    PutPart,
+    Rename,
+    SetAttributes,
+    Touched,
+)
 from engine.errors import (
     AlreadyExists,
     BucketNotEmpty,
@@ -179,6 +192,73 @@ def test_s3_writes_and_deletes_touch_one_name_only(versioning: Versioning) -> No
     world.mount(Link("bucket", "d/b", "bucket", "c"))
     world.do(DeleteKey("bucket", "d/b"))
     assert head(world, "c").link_count == 1 and world.reader.names(file_id) == [("bucket", "c")]
+
+
+@BOTH
+def test_a_new_file_takes_a_key_and_leaves_the_old_file_without_a_name(versioning: Versioning) -> None:
+    world = World()
+    world.bucket(versioning=versioning)
+    attributes = Attributes(mode=0o100600, uid=5, mtime_ns=7)
+    world.put("a", b"old", door=Door.MOUNT, attributes=attributes)
+    old = head(world, "a")
+    decision = world.decide(put("a", b"new", new_file=True))
+    new = head(world, "a")
+    assert new.file_id == new.lsn != old.file_id and new.attributes == Attributes(mode=0o100600, uid=5)
+    assert decision.touched == [Touched("bucket", "a", new.file_id), Touched("bucket", "a", old.file_id)]
+    assert world.reader.names(old.file_id) == [] and world.reader.names(new.file_id) == [("bucket", "a")]
+    late = world.put("a", b"late", door=Door.MOUNT, file_id=old.file_id)
+    assert late.version is None and world.text("a") == b"new", "who has the old file open reaches no key"
+
+
+def test_a_completed_upload_is_a_new_file() -> None:
+    world = world_with("a")
+    old = head(world, "a").file_id
+    upload_id = world.do(CreateUpload("bucket", "a")).upload_id
+    assert upload_id is not None
+    part = world.do(PutPart("bucket", "a", upload_id, 1, put("a", b"new").content, b"")).part
+    assert part is not None
+    choices = [PartChoice(1, part.lsn)]
+    content = put("a", b"new").content
+    world.do(CompleteUpload("bucket", "a", upload_id, choices, content, "e-1", [], new_file=True))
+    assert world.text("a") == b"new" and head(world, "a").file_id == head(world, "a").lsn != old
+
+
+def test_records_of_before_new_files_keep_the_file_id() -> None:
+    """Replaying an older release's journal makes the keymap that release made."""
+    world = world_with("a")
+    old = head(world, "a").file_id
+    record = msgspec.msgpack.encode(put("a", b"1", new_file=True))
+    assert b"new_file" in record and b"new_file" not in msgspec.msgpack.encode(put("a", b"1"))
+    world.put("a", b"1")
+    assert head(world, "a").file_id == old
+
+
+def test_a_version_that_is_the_newest_again_is_another_file_than_the_one_removed() -> None:
+    world = World()
+    world.bucket(versioning=Versioning.ENABLED)
+    world.put("a", b"1")
+    first = head(world, "a")
+    world.put("a", b"2", door=Door.MOUNT, file_id=first.file_id)
+    second = head(world, "a")
+    assert second.file_id == first.file_id, "a write at the mount"
+    world.do(DeleteKey("bucket", "a"))
+    marker = world.reader.head("bucket", "a")
+    assert marker is not None and marker.delete_marker
+    world.do(DeleteKey("bucket", "a", version_id=marker.version_id, new_file=True))
+    assert head(world, "a").file_id == second.file_id, "the version is back, and its file with it"
+    world.do(DeleteKey("bucket", "a", version_id=second.version_id, new_file=True))
+    assert world.text("a") == b"1" and head(world, "a").file_id not in (0, first.file_id)
+
+
+def test_a_delete_marker_under_a_delete_marker_is_no_file() -> None:
+    world = World()
+    world.bucket(versioning=Versioning.ENABLED)
+    world.do(DeleteKey("bucket", "a"))
+    second = world.do(DeleteKey("bucket", "a")).version
+    assert second is not None
+    world.do(DeleteKey("bucket", "a", version_id=second.version_id, new_file=True))
+    left = world.reader.head("bucket", "a")
+    assert left is not None and left.delete_marker and left.file_id == 0
 
 
 def test_links_are_refused_where_a_name_is_taken() -> None:
