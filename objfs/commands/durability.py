@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 
 from engine.measured import read_measured
-from objfs.cli import DEFAULT_CODE, CommandFailed
+from objfs.cli import CommandFailed
 from objfs.commands.stores import parse_code
 from objfs.durability.assessment import Assessment, assess, curve
 from objfs.durability.at_hand import measured_figures, read_layout, stored_bytes
 from objfs.durability.figures import DEFAULTS, make_figures
 from objfs.durability.layout import Layout, hypothetical_places, make_layout
 from objfs.durability.report import as_json, render
+from objfs.parsing import DEFAULT_CODE
 
 CURVE_TRIALS_SHARE = 5  # a curve has many points: each gets this fraction of the trials
 CURVE_TRIALS_MIN = 2000
