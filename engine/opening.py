@@ -26,7 +26,8 @@ from engine.changes import OpenSegment, Origin, SealSegment, SetNode
 from engine.coding import check_code
 from engine.errors import IndexUnavailable, StoreError, StoreInUse, WritesStopped
 from engine.index.client import open_index_client
-from engine.index.local import LocalIndex, open_local_index
+from engine.index.local import LocalIndex
+from engine.index.opening import open_local_index
 from engine.index.server import SOCKET_NAME, serve_index
 from engine.index.sockets import answers
 from engine.interfaces import Index

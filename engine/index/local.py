@@ -15,7 +15,6 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -23,7 +22,6 @@ import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from engine import limits
-from engine.care.reserve import LEND_BYTES, Reserve
 from engine.changes import (
     Change,
     CommitResult,
@@ -42,7 +40,6 @@ from engine.errors import IndexUnavailable, JournalCorrupt, StoreError, WritesSt
 from engine.index import upkeep
 from engine.index.feed import FeedHub, without_duplicates
 from engine.index.page import PageWriter
-from engine.index.replay import bring_up_to_date
 from engine.index.replicas import RETURNED, choose_replicas
 from engine.index.room import CommitRoom, riding_bytes
 from engine.interfaces import Confirm, FeedBatch, Node
@@ -52,15 +49,14 @@ from engine.journal.records import RawRecord, encode_record, to_record, without_
 from engine.journal.recovery import JournalScan, heal_replicas
 from engine.keymap.apply import decide, idempotent, recount, remember
 from engine.keymap.chunks import move_riding, place_chunks
-from engine.keymap.page_sums import PageSums, mark_damaged
+from engine.keymap.page_sums import PageSums
 from engine.keymap.reader import SqliteKeymap
 from engine.keymap.schema import set_state
-from engine.keymap.soundness import KeymapCheck, close_soundly, is_damage
+from engine.keymap.soundness import close_soundly
 from engine.types import JournalLocation, NodeEntry, NodeState
 
 REPLAY_RECORDS = 500  # of the journal, per feed batch of a subscriber that catches up
 SYNC_DELAY_SECONDS = 0.01  # for what nobody waits for
-EPOCHS_SKIPPED = 1024  # after opening without all nodes: more than a failing process can have begun on them
 COPY_PAUSE_SECONDS = 0.2  # between copies of SQLite's log into its file
 ROTATE_SECONDS = 1.0  # how long commits are held up at once to close a journal file
 ON_LOOP_BYTES = 256 * 1024  # a larger batch is written in a thread
@@ -89,7 +85,7 @@ class _Waiting:
 
 
 class LocalIndex:
-    """See the module; made by open_local_index()."""
+    """See the module; made by engine.index.opening."""
 
     def __init__(
         self,
@@ -638,76 +634,5 @@ class LocalIndex:
         await anyio.to_thread.run_sync(close_soundly, self._db, self._sums)
 
 
-async def _run(index: LocalIndex, path: Path) -> None:
-    """An index that meets damage in its keymap leaves word for the next one."""
-    try:
-        await index.run()
-    except* sqlite3.DatabaseError as group:
-        damage = group.subgroup(is_damage)
-        if damage is not None:
-            await anyio.to_thread.run_sync(mark_damaged, path, "SQLite could not read it")
-        raise
-
-
-async def _finish_check(check: KeymapCheck) -> None:
-    """Raises KeymapDamaged, which ends the index; the next open builds the keymap again."""
-    problem = await anyio.to_thread.run_sync(check.run, abandon_on_cancel=True)
-    if problem is not None:
-        raise check.tell(problem)
-
-
 async def _nothing() -> None:
     """Confirms a batch nobody waits for."""
-
-
-@asynccontextmanager
-async def open_local_index(
-    directory: Path,
-    nodes: Mapping[str, Node],
-    *,
-    store_id: str,
-    m: int,
-    missing: Mapping[str, str],
-    reserve: Reserve | None = None,
-) -> AsyncIterator[LocalIndex]:
-    """Recover the journal from `nodes`, bring the keymap in `directory` up to date with it
-    and serve commits. `missing` names the store's nodes that are not in `nodes`, with
-    reasons. With a `reserve`, content is refused before the disks are full. Raises
-    NodeUnavailable, JournalCorrupt, UnknownFormat, WrongStore."""
-    directory.mkdir(parents=True, exist_ok=True)
-    if reserve is not None:  # a full disk must not keep the store from opening
-        await anyio.to_thread.run_sync(reserve.lend, LEND_BYTES)
-    opened = await anyio.to_thread.run_sync(
-        lambda: bring_up_to_date(directory / "keymap.sqlite", dict(nodes), store_id, m, missing)
-    )
-    path = directory / "keymap.sqlite"
-    index = LocalIndex(
-        path,
-        opened.db,
-        opened.sums,
-        SqliteKeymap(path),
-        PageWriter(directory / "page"),
-        nodes,
-        store_id=store_id,
-        m=m,
-        last_epoch=opened.last_epoch,
-        epochs_skipped=max(opened.last_number - opened.last_epoch, 0) + (EPOCHS_SKIPPED if missing else 0),
-        end_lsn=opened.end_lsn,
-        last_time_ns=opened.last_time_ns,
-        commit_room=None if reserve is None else CommitRoom(reserve, directory, m + 1),
-    )
-    index.distrust(opened.nodes_behind)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_run, index, path)
-        if opened.check is not None:
-            tasks.start_soon(_finish_check, opened.check)
-        try:
-            yield index
-        finally:
-            if opened.check is not None:
-                opened.check.stop()
-            with anyio.CancelScope(shield=True):
-                await index.aclose()
-                tasks.cancel_scope.cancel()
-    with anyio.CancelScope(shield=True):
-        await index.close()

@@ -14,7 +14,8 @@ from engine.changes import Condition, CreateBucket, DeleteKey, Door, Origin, Put
 from engine.errors import BucketExists, NoSuchKey, PreconditionFailed, WritesStopped
 from engine.frames import decode_frame, encode_frame
 from engine.index.client import open_index_client
-from engine.index.local import LocalIndex, open_local_index
+from engine.index.local import LocalIndex
+from engine.index.opening import open_local_index
 from engine.index.server import serve_index
 from engine.interfaces import FeedBatch, Index
 from engine.nodes.memory import MemoryNode

@@ -11,7 +11,8 @@ import pytest
 from engine import limits
 from engine.changes import CreateBucket, Origin, SetBucketTags
 from engine.index.feed import subscriber_name
-from engine.index.local import LocalIndex, open_local_index
+from engine.index.local import LocalIndex
+from engine.index.opening import open_local_index
 from engine.nodes.memory import MemoryNode
 from engine.pins import Pins
 

@@ -16,7 +16,7 @@ from engine.changes import CreateBucket, Origin, SetBucketTags
 from engine.crash_sites import CrashSite, watch
 from engine.errors import StoreError
 from engine.index import local
-from engine.index.local import open_local_index
+from engine.index.opening import open_local_index
 from engine.journal.recovery import JournalScan
 from engine.nodes.memory import MemoryNode
 

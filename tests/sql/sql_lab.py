@@ -26,7 +26,8 @@ from engine.changes import (
     SetTags,
 )
 from engine.frames import encode_frame
-from engine.index.local import LocalIndex, open_local_index
+from engine.index.local import LocalIndex
+from engine.index.opening import open_local_index
 from engine.nodes.memory import MemoryNode
 from engine.tables.service import LoadTree, TablesService
 from engine.types import Attributes, ChunkEntry, Content, Manifest, NewChunk, TreeEntry, Versioning

@@ -30,7 +30,8 @@ from engine.changes import (
     SetTags,
 )
 from engine.errors import QueryFailed, StoreError
-from engine.index.local import LocalIndex, open_local_index
+from engine.index.local import LocalIndex
+from engine.index.opening import open_local_index
 from engine.nodes.memory import MemoryNode
 from engine.tables import client
 from engine.tables.server import serve_tables

@@ -29,7 +29,8 @@ from engine.changes import (
 )
 from engine.errors import CollectionStopped, FragmentCorrupt
 from engine.frames import encode_frame
-from engine.index.local import LocalIndex, open_local_index
+from engine.index.local import LocalIndex
+from engine.index.opening import open_local_index
 from engine.interfaces import FeedBatch
 from engine.manifests import encode_manifest
 from engine.nodes.memory import MemoryNode
