@@ -188,10 +188,14 @@ class Maintenance:
                     # At opening all that was ever committed is in the keymap; later some may be on its way.
                     named_to = self._named_to(segment.segment_id) if owner is None else None
                     store_id = self._nodes.descriptor.store_id
+                    failed = {place.node_id for place in self._index.keymap.nodes() if self._may_have_failed(place)}
                     sealed = await anyio.to_thread.run_sync(
-                        recover_segment, segment, self._nodes.nodes, store_id, named_to
+                        recover_segment, segment, self._nodes.nodes, store_id, named_to, failed
                     )
                     await self._index.commit(sealed, ORIGIN)
+
+    def _may_have_failed(self, place: NodeEntry) -> bool:
+        return place.state is not NodeState.HEALTHY or place.node_id in self._index.behind
 
     def _named_to(self, segment_id: int) -> int:
         """Where the last stripe begins that a chunk lies in; -1: none does."""

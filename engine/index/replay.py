@@ -19,6 +19,7 @@ import msgspec
 from engine.crash_sites import CrashSite, reached
 from engine.errors import JournalCorrupt, StoreError, UnknownFormat
 from engine.index.evidence import refuse_lost_journal, refuse_lost_records
+from engine.index.page import left_durable_lsn
 from engine.index.snapshots import list_snapshots, restore_newest, snapshot_name
 from engine.interfaces import Node
 from engine.journal.dropping import delete_dropped
@@ -77,11 +78,13 @@ def bring_up_to_date(
         set_aside(path)  # a log without its keymap: SQLite would apply it to the one that is made next
     opened = _keep(path, nodes, store_id, scan, told) or _rebuild(path, nodes, store_id, scan, told)
     reached(CrashSite.KEYMAP_REPLAYED)
+    closed = left_durable_lsn(path.with_name("page")) >= opened.end_lsn  # all of it, without an error
     try:
         for key in scan.unsynced_files(opened.end_lsn, opened.durable_lsn):
             candidates = sorted(scan.files[key]) + sorted(set(nodes).difference(scan.files[key]))
             copies = max(m + 1, len(scan.files[key]))  # all that are there: a torn one may have its full size
-            heal_file(nodes, key, store_id, copies, candidates, torn_tail=key[0] == scan.last_epoch)
+            torn = key[0] == scan.last_epoch
+            heal_file(nodes, key, store_id, copies, candidates, torn_tail=torn, anew=not closed)
         # What an interrupted checkpoint left, or an old disk brought back. All is durable now.
         (first,) = opened.db.execute("SELECT value FROM meta WHERE name = 'journal_first_lsn'").fetchone()
         delete_dropped(nodes, store_id, first)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from engine.crash_sites import CrashSite, reached
-from engine.errors import JournalCorrupt, NodeUnavailable, StoreError
+from engine.errors import JournalCorrupt, NodeFull, NodeUnavailable, StoreError
 from engine.interfaces import Node
 from engine.journal.reading import FileKey, MergedFile, epochs_on, list_files, read_epochs
 from engine.journal.records import (
@@ -242,11 +242,14 @@ def heal_file(
     *,
     torn_tail: bool = False,
     void_from: int | None = None,
+    anew: bool = False,
 ) -> int:
     """Bring one journal file to `copies` whole, synced replicas on `candidates` (in order
     of preference; holders first). Returns how many there are then. A file with whole
     records behind one that is whole nowhere is left as it is, unless they are known to be
-    a `torn_tail`, or void from that record on (a later epoch begins at `void_from`)."""
+    a `torn_tail`, or void from that record on (a later epoch begins at `void_from`). With
+    `anew` replicas that are whole are written too: a sync of them may have failed, and the
+    kernel would report success from then on."""
     merged = MergedFile(nodes, key, store_id)
     for _ in merged.records():
         pass
@@ -269,12 +272,21 @@ def heal_file(
                 content = merged.content()
             if not _holds(node, name, content):
                 node.write_whole(name, content)
+            elif anew:
+                _write_again(node, name, content)
             node.sync(name)
         except StoreError:
             continue  # this node can't hold it now; the count tells
         whole += 1
         reached(CrashSite.JOURNAL_HEALED)
     return whole
+
+
+def _write_again(node: Node, name: str, content: bytes) -> None:
+    try:
+        node.write_whole(name, content)
+    except NodeFull as error:
+        logger.info("%s on node %s is synced as it is: %s", name, node.node_id, error)
 
 
 def heal_replicas(nodes: Mapping[str, Node], healthy: Collection[str], store_id: str, end_lsn: int) -> None:

@@ -13,7 +13,7 @@ and appended to, anything else is written anew beside it and renamed over it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -86,14 +86,19 @@ class StripeMark(Struct):
 
 
 def recover_segment(
-    segment: Segment, nodes: Mapping[str, Node], store_id: str, named_to: int | None = None
+    segment: Segment,
+    nodes: Mapping[str, Node],
+    store_id: str,
+    named_to: int | None = None,
+    failed: Collection[str] = (),
 ) -> SealSegment:
     """Seal a segment whose writer is gone. Every fragment on a node that is there comes
     back to its full length; the others are named in `fragments_lost`. `named_to`: where
     the last stripe begins that anything names (-1: none does), if all that was committed is
     known; behind it a stripe that is torn ends the segment, even if later ones are whole (power
-    loss takes unsynced writes in any order). Raises Unreadable when so many nodes are missing
-    that acknowledged stripes could be taken for torn."""
+    loss takes unsynced writes in any order). On nodes that `failed` the files are written
+    anew. Raises Unreadable when so many nodes are missing that acknowledged stripes could be
+    taken for torn."""
     there = _present(segment, nodes)
     if len(there) < segment.k:
         missing = [node_id for index, node_id in enumerate(segment.node_ids) if index not in there]
@@ -114,7 +119,8 @@ def recover_segment(
     reached(CrashSite.RECOVERY_SURVEYED)
     for index, node in there.items():
         try:
-            _complete(segment, index, node, there, store_id, marks, tail[index])
+            complete = _rewrite if segment.node_ids[index] in failed else _complete
+            complete(segment, index, node, there, store_id, marks, tail[index])
         except UnknownFormat as error:
             raise UnknownFormat(f"{node.path}/{fragment_name(segment.segment_id, index)}: {error}") from error
         except StoreError as error:
@@ -355,7 +361,8 @@ def _rewrite(
     marks: Sequence[StripeMark],
     tail: list[Buffer],
 ) -> None:
-    """Write the whole file anew and put it in its place."""
+    """Write the whole file anew and put it in its place. After a sync that failed no other
+    way is safe: the kernel may have dropped pages that it still shows."""
     name = fragment_name(segment.segment_id, index)
     scratch = name + SCRATCH
     delete_if_there(node, scratch)  # left by an earlier attempt
