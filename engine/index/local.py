@@ -14,7 +14,7 @@ import logging
 import sqlite3
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import anyio
@@ -37,28 +37,26 @@ from engine.changes import (
 )
 from engine.crash_sites import CrashSite, reached
 from engine.errors import IndexUnavailable, JournalCorrupt, StoreError, WritesStopped
-from engine.index import upkeep
 from engine.index.feed import FeedHub, without_duplicates
+from engine.index.journal_upkeep import JournalUpkeep
 from engine.index.page import PageWriter
-from engine.index.replicas import RETURNED, choose_replicas
 from engine.index.room import CommitRoom, riding_bytes
 from engine.interfaces import Confirm, FeedBatch, Node
 from engine.journal.log import JournalLog, ReplicaFailed
 from engine.journal.reading import read_journal_frame
 from engine.journal.records import RawRecord, encode_record, to_record, without_frames
-from engine.journal.recovery import JournalScan, heal_replicas
+from engine.journal.recovery import JournalScan
 from engine.keymap.apply import decide, idempotent, recount, remember
 from engine.keymap.chunks import move_riding, place_chunks
 from engine.keymap.page_sums import PageSums
 from engine.keymap.reader import SqliteKeymap
 from engine.keymap.schema import set_state
 from engine.keymap.soundness import close_soundly
-from engine.types import JournalLocation, NodeEntry, NodeState
+from engine.types import JournalLocation, NodeState
 
 REPLAY_RECORDS = 500  # of the journal, per feed batch of a subscriber that catches up
 SYNC_DELAY_SECONDS = 0.01  # for what nobody waits for
 COPY_PAUSE_SECONDS = 0.2  # between copies of SQLite's log into its file
-ROTATE_SECONDS = 1.0  # how long commits are held up at once to close a journal file
 ON_LOOP_BYTES = 256 * 1024  # a larger batch is written in a thread
 ENDED = "the index has ended; its process starts again and recovers from the journal"
 
@@ -84,7 +82,7 @@ class _Waiting:
         self.error: StoreError | None = None
 
 
-class LocalIndex:
+class LocalIndex(JournalUpkeep):
     """See the module; made by engine.index.opening."""
 
     def __init__(
@@ -268,123 +266,7 @@ class LocalIndex:
     async def aclose(self) -> None:
         self._ended = True
 
-    # -- journal files ---------------------------------------------------------
-
-    def _note_protection(self, records: list[Record]) -> None:
-        for record in records:
-            change = record.change
-            if isinstance(change, SetNode) and change.state is NodeState.HEALTHY:
-                self.forgive(change.node_id)
-            if isinstance(change, SetNode | RemoveNode | FragmentsDamaged | FragmentsRepaired) or (
-                isinstance(change, SealSegment) and change.fragments_lost
-            ):
-                self.protection_lsn = record.lsn
-
-    @property
-    def failed_replicas(self) -> set[str]:
-        return self._log.failed
-
-    @property
-    def behind(self) -> set[str]:
-        """Nodes that may miss some of the journal, until they are healthy again."""
-        return self._behind | self._log.failed
-
-    def distrust(self, node_ids: Sequence[str]) -> None:
-        """These nodes miss the newest epoch: maintenance takes them for stale. Until it has
-        noted so they hold no epoch, unless so few remain that nothing could be noted."""
-        healthy = self._healthy()
-        behind = [node_id for node_id in node_ids if node_id in healthy]
-        for node_id in behind:
-            logger.warning("node %s is behind the journal (was an old copy put back?) and is repaired", node_id)
-        self._behind.update(behind)
-        if len(healthy.difference(behind)) >= self._copies:
-            self._log.distrust(behind)
-
-    def forgive(self, node_id: str) -> None:
-        """The node is healthy: later epochs may use it again."""
-        self._behind.discard(node_id)
-        self._log.forgive(node_id)
-
-    def try_again(self, node_id: str) -> None:
-        """Later epochs may use a node that failed, for want of others. It may miss what was
-        written meanwhile, so it is behind still."""
-        self._behind.add(node_id)
-        self._log.forgive(node_id)
-
-    async def journal_under_redundancy(self) -> int:
-        """Journal records, snapshots and archives that fewer than m+1 healthy nodes have whole."""
-        first, end, healthy = self.keymap.journal_first_lsn(), self._log.end_lsn, self._healthy()
-        return await anyio.to_thread.run_sync(
-            lambda: upkeep.thin(dict(self._nodes), healthy, self._copies, first_lsn=first, end_lsn=end)
-        )
-
-    async def repair_journal(self) -> None:
-        """Bring journal files, snapshots and archives back to m+1 replicas on healthy nodes."""
-        healthy = self._healthy()
-        if not healthy.issuperset(self._log.members) and len(healthy) >= self._copies:
-            async with self._turn:
-                if self._durable_lsn == self._log.end_lsn:
-                    self._log.retire()
-        await self.wait_durable(self.keymap.applied_lsn())
-        first, being_written = self.keymap.journal_first_lsn(), bool(self._log.members)
-        await anyio.to_thread.run_sync(
-            lambda: upkeep.repair(
-                dict(self._nodes),
-                healthy,
-                self._copies,
-                self._store_id,
-                first_lsn=first,
-                open_for_writing=being_written,
-            )
-        )
-
-    async def heal_journal(self) -> None:
-        """Read every replica of every journal file; those that differ from what is good
-        are copied to quarantine and written anew. The file being written is closed first."""
-        end = await self.rotate_journal()
-        healthy = self._healthy()
-        await anyio.to_thread.run_sync(lambda: heal_replicas(dict(self._nodes), healthy, self._store_id, end))
-        await self.repair_journal()
-
-    async def rotate_journal(self) -> int:
-        while True:
-            # Not for what is just being appended: it may be given up, and its LSN never come.
-            await self.wait_durable(self._log.written_lsn)
-            async with self._turn:  # nothing is appended now, so one sync makes all of it durable
-                with anyio.move_on_after(ROTATE_SECONDS):
-                    await self.wait_durable(self._log.end_lsn)
-                if self._durable_lsn == self._log.end_lsn:
-                    self._log.retire()
-                    reached(CrashSite.JOURNAL_ROTATED)
-                    return self._log.end_lsn
-
-    def _healthy(self) -> set[str]:
-        return {
-            place.node_id
-            for place in self.keymap.nodes()
-            if place.state is NodeState.HEALTHY and place.node_id in self._nodes
-        }
-
-    def _choose_replicas(self, count: int, excluded: set[str]) -> list[str]:
-        """Up to `count` node ids that can be written, in separate domains where possible.
-        From the log's thread."""
-        with self.keymap.snapshot() as keymap:
-            places = keymap.nodes()
-        if len(places) < self._copies:  # a store being made: not all of its nodes are registered yet
-            known = {place.node_id for place in places}
-            places += [NodeEntry(node_id, "") for node_id in sorted(self._nodes) if node_id not in known]
-        short = self._commit_room.short if self._commit_room is not None else set()
-        roomy = choose_replicas(places, self._nodes, count, excluded | short, self._log.epoch)
-        if len(roomy) == count:
-            return roomy
-        chosen = choose_replicas(places, self._nodes, count, excluded, self._log.epoch)
-        if len(chosen) < count == self._copies:
-            # Else a store of m+1 nodes could not even be told that one was replaced or added.
-            known = {place.node_id for place in places}
-            new = [NodeEntry(one, "", state=NodeState.REBUILDING) for one in sorted(self._nodes) if one not in known]
-            returned = choose_replicas([*places, *new], self._nodes, count, excluded, self._log.epoch, RETURNED)
-            chosen += returned[: count - len(chosen)]
-        return chosen
+    # -- the journal, read back ------------------------------------------------
 
     async def _read_back(self, from_lsn: int) -> list[Record] | None:
         """None if the journal does not go back that far, or not any more."""
@@ -510,6 +392,16 @@ class LocalIndex:
         if newest:
             self._condemned_lsn = newest
             self._page.set_condemned(newest)
+
+    def _note_protection(self, records: list[Record]) -> None:
+        for record in records:
+            change = record.change
+            if isinstance(change, SetNode) and change.state is NodeState.HEALTHY:
+                self.forgive(change.node_id)
+            if isinstance(change, SetNode | RemoveNode | FragmentsDamaged | FragmentsRepaired) or (
+                isinstance(change, SealSegment) and change.fragments_lost
+            ):
+                self.protection_lsn = record.lsn
 
     def _decide(
         self,
