@@ -236,7 +236,7 @@ class World:
         refused: list[Operation] = []
         doubtful: list[Operation] = []
         for operation in operations:
-            if operation.error is not None and not isinstance(operation.error, ENVIRONMENT):
+            if _refused(operation):
                 refused.append(operation)
                 continue
             found = idempotent(store.index._db, operation.request_id)  # type: ignore[attr-defined]
@@ -309,7 +309,7 @@ class World:
         self.model = self.durable_model.copy()
         self.volatile = []
         # A refusal that was not to be durable may tell of something the power cut took back.
-        judged = [op for op in self.doubtful if op.error is None or op.durable or not self.may_lose_unsynced]
+        judged = [op for op in self.doubtful if not (_refused(op) and self.may_lose_unsynced and not op.durable)]
         self._take_over(store, [*kept, *judged])
         self.doubtful = []
         self.may_lose_unsynced = False
@@ -324,6 +324,11 @@ class World:
             await check_bytes(store, self.model, self.dice, 1.0 if thorough else 0.3)
             if thorough:
                 await check_books(store)
+
+
+def _refused(operation: Operation) -> bool:
+    """It never happens; any other error leaves open whether it did."""
+    return operation.error is not None and not isinstance(operation.error, ENVIRONMENT)
 
 
 def _waits(task: trio.lowlevel.Task | None) -> Iterator[str]:
