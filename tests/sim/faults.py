@@ -15,9 +15,11 @@ from pathlib import Path
 import anyio
 
 from engine.care.scrub import scrub
-from engine.errors import FragmentCorrupt, NodeFull, StoreError, WritesStopped
+from engine.errors import FragmentCorrupt, NodeFull, PiecesDamaged, StoreError, WritesStopped
+from engine.index import snapshots
+from engine.journal import archive
 from engine.nodes.descriptor import read_node_descriptor
-from engine.pieces import WRITING
+from engine.pieces import WRITING, PieceReader
 from engine.segments.format import (
     FILE_HEADER_BYTES,
     FOOTER_BYTES,
@@ -36,6 +38,7 @@ from sim.machine import Machine
 
 DISTRUST_SECONDS = 40  # a little more than the store's own
 HEAL_SECONDS = 1000  # longer than repair waits before it tries again
+PIECE_FILES = {"snapshot": snapshots.MAGIC, "archive": archive.MAGIC}
 
 
 class Faults:
@@ -43,7 +46,7 @@ class Faults:
         self.machine = machine
         self.dice = dice
         self.m = m
-        self.suspects: dict[str, str] = {}  # path → gone, failing, full, rotten, stale, back
+        self.suspects: dict[str, str] = {}  # path → gone, empty, failing, full, rotten, stale, back
         self.been_full: set[str] = set()  # at some time: how full a node is, is looked at now and then
         self.nodes: set[str] = set()  # paths of those the store held for healthy after the last step
         self.whole_since: dict[str, int] = {}  # when it was suspect no more
@@ -284,8 +287,12 @@ class Faults:
         return None
 
     def _agrees(self, path: str, name: str) -> bool:
-        """Whether a replicated file is, as far as it goes, what it is on some other node."""
+        """Whether a replicated file is, as far as it goes, what it is on some other node. A
+        snapshot or archive is whole by its own sum: one that was made again has another time."""
         content = self.machine.disks[path].files[name].content
+        magic = PIECE_FILES.get(name.rpartition(".")[2])
+        if magic is not None:
+            return _is_whole_piece_file(content, magic, name)
         others = [
             disk.files[name].content
             for other, disk in self.machine.disks.items()
@@ -314,6 +321,15 @@ def _problem(disk: SimulatedDisk, segment: Segment, index: int) -> str | None:
     if len(file.content) != segment.size:
         return f"{len(file.content)} bytes of {segment.size}"
     return None if _verifies(segment, index, bytes(file.content)) else "a checksum is wrong"
+
+
+def _is_whole_piece_file(content: bytes | bytearray, magic: bytes, name: str) -> bool:
+    try:
+        for _ in PieceReader(lambda offset, length: bytes(content[offset : offset + length]), magic, name).pieces():
+            pass
+    except PiecesDamaged:
+        return False
+    return True
 
 
 def _verifies(segment: Segment, index: int, content: bytes) -> bool:
