@@ -55,6 +55,7 @@ class Maintenance:
         self._seen_good: dict[str, float] = {}  # node id → when its last check was good
         self._detection_seconds = 0.0  # of the failure noticed last
         self._given_up: dict[int, float] = {}  # segment that can't be repaired → when to try again
+        self._unhealed: dict[str, float] = {}  # node whose journal can't be healed → when to try again
         self._looked_at = -1  # the index's protection_lsn when work was looked for last
         self._look_again = 0.0
         self._unswept = False  # a node came back
@@ -247,14 +248,18 @@ class Maintenance:
 
     async def _settle(self) -> None:
         """Nodes that came back and miss nothing any more are healthy, or drain again."""
-        changed = False
+        changed, now = False, time.monotonic()
         for place in self._index.keymap.nodes():
             node = self._nodes.nodes.get(place.node_id)
-            if place.state not in RETURNED or node is None:
+            if place.state not in RETURNED or node is None or self._unhealed.get(place.node_id, 0.0) > now:
                 continue
             with self._index.keymap.snapshot() as keymap:
                 missing = await anyio.to_thread.run_sync(_missing_on, keymap, place, node)
             if missing is None or any(segment_id not in self._given_up for segment_id, _ in missing):
+                continue
+            # What came back may have a journal file's size and not its bytes.
+            if place.node_id in await self._index.heal_returned([place.node_id]):
+                self._unhealed[place.node_id] = now + LOOK_SECONDS
                 continue
             for segment_id, index in missing:
                 reason = f"node {place.node_id} came back without it, and it cannot be rebuilt now"
@@ -266,8 +271,7 @@ class Maintenance:
             self._given_up = given_up
             self._unswept = changed = True
         if changed:
-            # What came back may have a journal file's size and not its bytes.
-            await self._index.heal_journal()
+            await self._index.repair_journal()
 
     async def _sweep(self, parts: Parts) -> None:
         """A node that was away may bring back files of segments that were deleted since."""

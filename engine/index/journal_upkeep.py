@@ -8,7 +8,7 @@ threads. Commits are held up (`_turn`) only for as long as a file is being close
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import anyio
 import anyio.to_thread
@@ -105,10 +105,15 @@ class JournalUpkeep:
     async def heal_journal(self) -> None:
         """Read every replica of every journal file; those that differ from what is good
         are copied to quarantine and written anew. The file being written is closed first."""
-        end = await self.rotate_journal()
-        healthy = self._healthy()
-        await anyio.to_thread.run_sync(lambda: heal_replicas(dict(self._nodes), healthy, self._store_id, end))
+        await self.heal_returned([])
         await self.repair_journal()
+
+    async def heal_returned(self, node_ids: Collection[str]) -> set[str]:
+        """heal_journal() also of these nodes, which are to be healthy; without making up for
+        replicas that are missing. Returns nodes that could not be healed."""
+        end = await self.rotate_journal()
+        healthy = self._healthy().union(node_ids)
+        return await anyio.to_thread.run_sync(lambda: heal_replicas(dict(self._nodes), healthy, self._store_id, end))
 
     async def rotate_journal(self) -> int:
         while True:

@@ -357,6 +357,7 @@ class LocalIndex(JournalUpkeep):
                 # It tells of what is there: a refusal too must not be answered before that is durable.
                 waiting.lsn = first_lsn + len(raws) - 1
         if raws:
+            self._forgive_healthy(records)
             try:
                 locations = await self._append(raws)
             except WritesStopped as stopped:
@@ -393,11 +394,16 @@ class LocalIndex(JournalUpkeep):
             self._condemned_lsn = newest
             self._page.set_condemned(newest)
 
-    def _note_protection(self, records: list[Record]) -> None:
+    def _forgive_healthy(self, records: list[Record]) -> None:
+        """Before they are written: a node that fails then is not forgiven."""
         for record in records:
             change = record.change
             if isinstance(change, SetNode) and change.state is NodeState.HEALTHY:
                 self.forgive(change.node_id)
+
+    def _note_protection(self, records: list[Record]) -> None:
+        for record in records:
+            change = record.change
             if isinstance(change, SetNode | RemoveNode | FragmentsDamaged | FragmentsRepaired) or (
                 isinstance(change, SealSegment) and change.fragments_lost
             ):

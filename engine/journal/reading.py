@@ -93,8 +93,9 @@ def epochs_on(node: Node, store_id: str) -> dict[int, Epoch]:
     return epochs
 
 
-def list_files(nodes: Mapping[str, Node]) -> dict[FileKey, dict[str, int]]:
-    """Journal files, each with the sizes of its replicas by node id."""
+def list_files(nodes: Mapping[str, Node], failed: set[str] | None = None) -> dict[FileKey, dict[str, int]]:
+    """Journal files, each with the sizes of its replicas by node id. Nodes that cannot tell
+    are added to `failed`."""
     files: dict[FileKey, dict[str, int]] = {}
     for node_id, node in list(nodes.items()):
         try:
@@ -102,8 +103,9 @@ def list_files(nodes: Mapping[str, Node]) -> dict[FileKey, dict[str, int]]:
                 key = parse_journal_name(name)
                 if key is not None:
                     files.setdefault(key, {})[node_id] = node.size(name)
-        except StoreError:
-            continue  # a node that went away holds no replica now
+        except StoreError:  # a node that went away holds no replica now
+            if failed is not None:
+                failed.add(node_id)
     return files
 
 

@@ -222,15 +222,18 @@ def _missing(first: int, last: int, where: str = "") -> JournalCorrupt:
     )
 
 
-def heal_epochs(nodes: Mapping[str, Node], store_id: str) -> None:
-    """Give every node the epoch files the others have."""
+def heal_epochs(nodes: Mapping[str, Node], store_id: str) -> set[str]:
+    """Give every node the epoch files the others have. Returns the nodes left without one."""
     epochs = read_epochs(nodes, store_id)
-    for node in nodes.values():
+    failed: set[str] = set()
+    for node_id, node in nodes.items():
         for number in sorted(set(epochs).difference(epochs_on(node, store_id))):
             try:
                 node.write_whole(epoch_name(number), encode_epoch(epochs[number]))
             except StoreError as error:
                 logger.warning("node %s is left without epoch %d: %s", node.path, number, error)
+                failed.add(node_id)
+    return failed
 
 
 def heal_file(
@@ -289,16 +292,18 @@ def _write_again(node: Node, name: str, content: bytes) -> None:
         logger.info("%s on node %s is synced as it is: %s", name, node.node_id, error)
 
 
-def heal_replicas(nodes: Mapping[str, Node], healthy: Collection[str], store_id: str, end_lsn: int) -> None:
+def heal_replicas(nodes: Mapping[str, Node], healthy: Collection[str], store_id: str, end_lsn: int) -> set[str]:
     """Write the replicas on healthy nodes anew that are not what is good of all of them;
     each is copied to quarantine before. Only of files that nobody writes any more: those
-    that begin at `end_lsn` or before. Epoch files likewise."""
-    files = list_files(nodes)
+    that begin at `end_lsn` or before. Epoch files likewise. Returns the nodes on which
+    something could not be read or written."""
+    failed: set[str] = set()
+    files = list_files(nodes, failed)
     for key, sizes in sorted(files.items()):
         if key[1] <= end_lsn:
             holders = [node_id for node_id in sizes if node_id in healthy]
-            _heal_differing(nodes, key, store_id, holders, void_from(files, key))
-    heal_epochs({node_id: node for node_id, node in nodes.items() if node_id in healthy}, store_id)
+            failed |= _heal_differing(nodes, key, store_id, holders, void_from(files, key))
+    return failed | heal_epochs({node_id: node for node_id, node in nodes.items() if node_id in healthy}, store_id)
 
 
 def void_from(files: Iterable[FileKey], key: FileKey) -> int | None:
@@ -313,13 +318,15 @@ def _ends_before(merged: MergedFile, void: int | None) -> bool:
 
 def _heal_differing(
     nodes: Mapping[str, Node], key: FileKey, store_id: str, holders: list[str], void: int | None
-) -> None:
+) -> set[str]:
+    """Returns the holders that stay as they are."""
+    failed: set[str] = set()
     merged = MergedFile(nodes, key, store_id)
     for _ in merged.records():
         pass
     if not merged.found or (not _ends_before(merged, void) and merged.goes_on()):
         logger.error("%s is damaged at %d on every node that is there; it is left as it is", merged.name, merged.end)
-        return
+        return failed
     content, name = merged.content(), journal_name(*key)
     for node_id in holders:
         node = nodes[node_id]
@@ -330,8 +337,10 @@ def _heal_differing(
             node.write_whole(name, content)
         except StoreError as error:
             logger.warning("%s on node %s stays damaged: %s", name, node_id, error)
+            failed.add(node_id)
             continue
         reached(CrashSite.JOURNAL_HEALED)
+    return failed
 
 
 def set_aside_copy(node: Node, name: str, reason: str) -> None:

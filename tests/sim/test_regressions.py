@@ -417,3 +417,37 @@ def test_what_a_sync_failed_for_is_written_anew_by_the_next_process(
         disk.failing = {}
     monkeypatch.undo()
     assert machine.run(recover)
+
+
+def test_a_returned_node_is_healthy_only_once_its_journal_is_healed(tmp_path: Path) -> None:
+    """It was called healthy first: what could not be healed just then stayed damaged, or a
+    new epoch was begun on it every second."""
+    machine, paths = Machine(1, tmp_path), [str(tmp_path / "nodes" / str(number)) for number in range(1, 4)]
+    init_store(machine.data, k=1, m=1, nodes=[(path, "") for path in paths])
+
+    async def live() -> None:
+        async with open_store(machine.data, Opening.OWN, node_opener=machine.open_node) as store:
+            for name in ("bucket", "other", "third"):
+                await store.commit(CreateBucket(name), ORIGIN)
+            assert isinstance(store.index, LocalIndex)
+            (path, *_) = [path for path in paths if journal_name(1, 1) in machine.disks[path].files]
+            await store.index.rotate_journal()
+            machine.vanish(path)
+            await trio.sleep(5)
+            machine.come_back(path)
+            disk = machine.disks[path]
+            disk.rot(journal_name(1, 1), 100, 1)
+            disk.failing = {"write": 1.0}
+            await trio.sleep(60)
+            assert sorted(str(place.state) for place in store.keymap.nodes()) == ["healthy", "healthy", "stale"]
+            disk.failing = {}
+            await trio.sleep(60)
+            assert {str(place.state) for place in store.keymap.nodes()} == {"healthy"}
+            copies = {
+                bytes(disk.files[journal_name(1, 1)].content)
+                for disk in machine.disks.values()
+                if journal_name(1, 1) in disk.files
+            }
+            assert len(copies) == 1
+
+    assert machine.run(live)
