@@ -290,14 +290,14 @@ class Faults:
         """Whether a replicated file is, as far as it goes, what it is on some other node. A
         snapshot or archive is whole by its own sum: one that was made again has another time."""
         content = self.machine.disks[path].files[name].content
-        magic = PIECE_FILES.get(name.rpartition(".")[2])
-        if magic is not None:
-            return _is_whole_piece_file(content, magic, name)
         others = [
             disk.files[name].content
             for other, disk in self.machine.disks.items()
             if other != path and other not in self.suspects and name in disk.files
         ]
+        magic = PIECE_FILES.get(name.rpartition(".")[2])
+        if magic is not None:
+            return not others or _is_whole_piece_file(content, magic, name)
         return not others or any(other.startswith(content) or content.startswith(other) for other in others)
 
 
