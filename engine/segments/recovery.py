@@ -13,33 +13,27 @@ and appended to, anything else is written anew beside it and renamed over it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-
-from msgspec import Struct
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from engine.changes import SealSegment
 from engine.coding import LIBRARY, decode, encode
 from engine.crash_sites import CrashSite, reached
 from engine.errors import (
-    FragmentCorrupt,
     NodeFull,
     NodeUnavailable,
     StoreError,
     UnknownFormat,
     Unreadable,
 )
-from engine.frames import read_header, verify_frame
 from engine.interfaces import Buffer, Node
 from engine.segments.checking import inspect_file
 from engine.segments.format import (
     FILE_HEADER_BYTES,
     FOOTER_BYTES,
-    FRAMES,
     STRIPE_HEADER_BYTES,
     DirectoryEntry,
     FileHeader,
     Footer,
-    StripeHeader,
     decode_directory,
     decode_file_header,
     decode_footer,
@@ -47,39 +41,13 @@ from engine.segments.format import (
     encode_file_header,
     encode_stripe_header,
     fragment_name,
-    verify_payload,
 )
 from engine.segments.rebuild import SCRATCH, Target, delete_if_there, is_there, rebuild_now
-from engine.segments.sweep import search_stripe
+from engine.segments.survey import StripeMark, present, read_payload, stripe_at, survey, without_torn
 from engine.segments.writer import encode_tail
-from engine.types import Segment, SegmentLocation, SegmentState
+from engine.types import Segment, SegmentState
 
 logger = logging.getLogger("objfs.segments")
-
-
-class Stripe(Struct):
-    """A stripe as found: `good` holds the verified payloads by fragment index."""
-
-    offset: int
-    header: StripeHeader
-    good: dict[int, bytes]
-
-    @property
-    def end(self) -> int:
-        return self.offset + STRIPE_HEADER_BYTES + self.header.fragment_length
-
-
-class StripeMark(Struct):
-    """What is kept of a stripe once its payloads are out of memory."""
-
-    offset: int
-    header: StripeHeader
-    good: frozenset[int]
-    recoverable: bool
-
-    @property
-    def end(self) -> int:
-        return self.offset + STRIPE_HEADER_BYTES + self.header.fragment_length
 
 
 # -- what callers use ----------------------------------------------------------
@@ -99,16 +67,16 @@ def recover_segment(
     loss takes unsynced writes in any order). On nodes that `failed` the files are written
     anew. Raises Unreadable when so many nodes are missing that acknowledged stripes could be
     taken for torn."""
-    there = _present(segment, nodes)
+    there = present(segment, nodes)
     if len(there) < segment.k:
         missing = [node_id for index, node_id in enumerate(segment.node_ids) if index not in there]
         raise Unreadable(
             f"segment {segment.segment_id:016x} needs {segment.k} of its nodes to be recovered, "
             f"{len(there)} are there; missing: {', '.join(missing)}"
         )
-    marks, entries = _survey(segment, there)
+    marks, entries = survey(segment, there)
     if named_to is not None:
-        marks = _without_torn(marks, named_to)
+        marks = without_torn(marks, named_to)
     recoverable = [position for position, mark in enumerate(marks) if mark.recoverable]
     marks = marks[: recoverable[-1] + 1] if recoverable else []
     end = marks[-1].end if marks else FILE_HEADER_BYTES
@@ -143,7 +111,7 @@ def rebuild_fragments(segment: Segment, missing_indexes: Sequence[int], nodes: M
     """Write the fragment files of `missing_indexes` anew from the others, on the nodes the
     segment names. What stood there and was damaged is quarantined. Raises Unreadable, and
     the target nodes' errors."""
-    there = _present(segment, nodes)
+    there = present(segment, nodes)
     absent = [segment.node_ids[index] for index in missing_indexes if index not in there]
     if absent:
         raise NodeUnavailable(f"node {', '.join(absent)} is not there to take a fragment")
@@ -167,157 +135,20 @@ def rebuild_fragments(segment: Segment, missing_indexes: Sequence[int], nodes: M
 def read_directory(segment: Segment, nodes: Mapping[str, Node]) -> list[DirectoryEntry] | None:
     """The chunk directory of a sealed segment, or None where it can't be read (the frames
     themselves name their chunks too)."""
-    there = _present(segment, nodes)
+    there = present(segment, nodes)
     footer = next((found for index, node in there.items() if (found := _footer(segment, index, node))), None)
     if footer is None:
         return None
     entries: list[DirectoryEntry] = []
     offset = footer.directory_offset
     for _ in range(footer.directory_stripes):
-        stripe = _stripe_at(segment, offset, there)
+        stripe = stripe_at(segment, offset, there)
         if stripe is None or len(stripe.good) < segment.k:
             return None
         data = decode(stripe.good, segment.k, segment.m, segment.code)
         entries += decode_directory(segment.segment_id, data[: stripe.header.data_length])
         offset = stripe.end
     return entries
-
-
-# -- finding stripes -----------------------------------------------------------
-
-
-def _present(segment: Segment, nodes: Mapping[str, Node]) -> dict[int, Node]:
-    there: dict[int, Node] = {}
-    for index, node_id in enumerate(segment.node_ids):
-        node = nodes.get(node_id)
-        if node is None:
-            continue
-        try:
-            node.check()
-        except StoreError as error:
-            logger.warning("node %s is left out: %s", node_id, error)
-        else:
-            there[index] = node
-    return there
-
-
-def _survey(segment: Segment, there: Mapping[int, Node]) -> tuple[list[StripeMark], list[DirectoryEntry]]:
-    """Every stripe of frames, and the chunk directory the recoverable ones amount to."""
-    marks: list[StripeMark] = []
-    entries: list[DirectoryEntry] = []
-    for stripe in _scan(segment, there):
-        recoverable = len(stripe.good) >= segment.k
-        if recoverable:
-            entries += _frames_of(segment, stripe)
-        else:
-            logger.error(
-                "segment %016x stripe %d at %d has %d good fragments of the %d needed",
-                segment.segment_id,
-                stripe.header.number,
-                stripe.offset,
-                len(stripe.good),
-                segment.k,
-            )
-        marks.append(StripeMark(stripe.offset, stripe.header, frozenset(stripe.good), recoverable))
-    return marks, entries
-
-
-def _without_torn(marks: Sequence[StripeMark], named_to: int) -> list[StripeMark]:
-    """Up to the first stripe behind `named_to` that is torn, or of which no header is left."""
-    end = FILE_HEADER_BYTES
-    for position, mark in enumerate(marks):
-        if mark.offset > named_to and (not mark.recoverable or mark.offset > end):
-            return list(marks[:position])
-        end = mark.end
-    return list(marks)
-
-
-def _scan(segment: Segment, there: Mapping[int, Node]) -> Iterator[Stripe]:
-    """Stripes of frames from the start of the files to the last one of which any fragment
-    can be found. Where no header stands at the place the next stripe should start, the
-    files are searched for the next one."""
-    sealed = segment.state is SegmentState.SEALED
-    offset: int | None = FILE_HEADER_BYTES
-    while offset is not None:
-        stripe = _stripe_at(segment, offset, there)
-        if stripe is None:
-            offset = _search(segment, offset, there)
-        elif stripe.header.kind != FRAMES or (sealed and stripe.header.number >= segment.stripes):
-            # Behind the end that sealing decided, only a node that was away then has more.
-            return
-        else:
-            yield stripe
-            offset = stripe.end
-
-
-def _stripe_at(segment: Segment, offset: int, there: Mapping[int, Node]) -> Stripe | None:
-    headers: dict[int, StripeHeader] = {}
-    for index, node in there.items():
-        try:
-            content = node.read(fragment_name(segment.segment_id, index), offset, STRIPE_HEADER_BYTES)
-            headers[index] = decode_stripe_header(content, segment.segment_id, index)
-        except UnknownFormat:
-            raise
-        except StoreError:
-            continue  # this fragment is not good, which is what is being found out
-    if not headers:
-        return None
-    found = _agreed(list(headers.values()))
-    good: dict[int, bytes] = {}
-    for index, header in headers.items():
-        if _shape(header) == _shape(found):
-            payload = _read_payload(segment, index, there[index], offset, header)
-            if payload is not None:
-                good[index] = payload
-    return Stripe(offset, found, good)
-
-
-def _shape(header: StripeHeader) -> tuple[int, int, int, int]:
-    return header.kind, header.number, header.fragment_length, header.data_length
-
-
-def _agreed(headers: Sequence[StripeHeader]) -> StripeHeader:
-    """Files disagree where one missed a recovery. A directory says that the end of the
-    frames was decided before; else the most files are right."""
-    shapes = [_shape(header) for header in headers]
-    return max(headers, key=lambda header: (header.kind != FRAMES, shapes.count(_shape(header))))
-
-
-def _read_payload(segment: Segment, index: int, node: Node, offset: int, header: StripeHeader) -> bytes | None:
-    try:
-        name = fragment_name(segment.segment_id, index)
-        payload = node.read(name, offset + STRIPE_HEADER_BYTES, header.fragment_length)
-    except StoreError:
-        return None
-    return payload if verify_payload(header, payload) else None
-
-
-def _search(segment: Segment, offset: int, there: Mapping[int, Node]) -> int | None:
-    """The first offset beyond `offset` at which some file has a valid stripe header."""
-    found = [
-        position
-        for index, node in there.items()
-        if (position := search_stripe(segment, index, node, offset + 1)) is not None
-    ]
-    return min(found, default=None)
-
-
-def _frames_of(segment: Segment, stripe: Stripe) -> Iterator[DirectoryEntry]:
-    header = stripe.header
-    data = memoryview(decode(stripe.good, segment.k, segment.m, segment.code))[: header.data_length]
-    start = 0
-    while start < len(data):
-        try:
-            frame = read_header(data[start:])
-            verify_frame(data[start : start + frame.frame_length])
-        except FragmentCorrupt as error:
-            # It was damaged before it was coded. The stripe is kept as it is; what cannot
-            # be read stays out of the directory.
-            logger.error("segment %016x stripe %d: %s", segment.segment_id, header.number, error)
-            return
-        location = SegmentLocation(segment.segment_id, stripe.offset, header.fragment_length, start, frame.frame_length)
-        yield DirectoryEntry(frame.chunk_id, frame.scope, location)
-        start += frame.frame_length
 
 
 # -- writing fragments ---------------------------------------------------------
@@ -433,7 +264,7 @@ def _read_verified(segment: Segment, index: int, node: Node, mark: StripeMark) -
         header = decode_stripe_header(content, segment.segment_id, index)
     except StoreError:
         return None
-    return _read_payload(segment, index, node, mark.offset, header)
+    return read_payload(segment, index, node, mark.offset, header)
 
 
 # -- looking at files ----------------------------------------------------------
