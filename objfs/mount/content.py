@@ -249,14 +249,14 @@ class ContentOperations(TreeOperations):
         return FileInfo(fh=FileHandleT(node.inode), keep_cache=shared or cached_lsn == open_file.version.lsn)
 
     def _check_name(self, node: File) -> None:
-        """FUSEError: ESTALE, which makes the kernel look the name up again, if it was told of
-        a name that leads to another file by now: its own news of that is under way. A file
-        without a name that is open may be opened again (/proc/self/fd)."""
+        """FUSEError: ESTALE, if the kernel was told of a name that leads to another file by
+        now: its own news of that is under way. A file without a name that is open may be
+        opened again (/proc/self/fd)."""
         if node.open_file is None:
             return  # _opened() looks
         node.open_file.refresh()
-        if node.open_file.unlinked and node.told:
-            raise pyfuse3.FUSEError(errno.ESTALE)
+        if node.open_file.unlinked and node.told and node.told_of is None:
+            raise self.state.look_again(node)
 
     def _opened(self, node: File, made: Version | None = None) -> OpenFile:
         """One more open of the file; of one just `made` even if it is removed already."""
@@ -264,10 +264,10 @@ class ContentOperations(TreeOperations):
         if open_file is None:
             pin = self.state.store.pins.take()
             present = self.state.version_of(node)
-            version = present or made
+            version = present or made or node.told_of
             if version is None:
                 pin.end()
-                raise pyfuse3.FUSEError(errno.ESTALE)
+                raise self.state.look_again(node)
             open_file = node.open_file = self._open[node.inode] = OpenFile(self.state, node, version, pin)
             if present is None:
                 open_file.lose_names()

@@ -170,6 +170,7 @@ class Follower:
         parent, component = split_name(name)
         above = self._state.table.known_name(parent)
         self._state.table.untell(name)
+        self._state.replaced(name)
         if above is not None:
             plan.names[above.inode, component] = None
 

@@ -20,6 +20,7 @@ from pyfuse3 import InodeT
 from objfs.mount.names import ROOT, Name, is_below
 
 if TYPE_CHECKING:
+    from engine.types import Version
     from objfs.mount.openfiles import OpenFile
 
 DIRECTORY_BIT = 1 << 60  # file ids are LSNs: they stay far below
@@ -40,13 +41,15 @@ class Directory:
 @dataclass(slots=True, eq=False)
 class File:
     """`name` is the last one known to lead here. `cached_lsn` is the version whose pages
-    the kernel may hold."""
+    the kernel may hold. `told_of` is the version the kernel was told of, where it may be
+    replaced before it is opened (MountState.look_again)."""
 
     inode: InodeT
     name: Name
     lookups: int = 0
     open_file: OpenFile | None = None
     cached_lsn: int = 0
+    told_of: Version | None = None
     told: list[Name] = field(default_factory=list)
 
 

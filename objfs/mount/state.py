@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from engine.store import Store
 
 SPACE_SECONDS = 0.25
+REPLACED_SECONDS = 2.0  # a name that was just replaced may be again before what was looked up is opened
+REPLACED_MAX = 1000  # such names
 EMPTY_MD5 = "d41d8cd98f00b204e9800998ecf8427e"
 
 
@@ -47,6 +49,7 @@ class MountState:
         self.started_ns = time.time_ns()
         self.followed = False  # the change feed is being followed: the kernel may cache
         self.unpublished_bytes = 0
+        self._replaced: dict[Name, float] = {}  # names that came to lead elsewhere, and when
         self._room = 0
         self._room_until = 0.0
         self._requests = itertools.count(1)
@@ -103,6 +106,32 @@ class MountState:
         version = self._head(*name)
         return version is not None and version.file_id == version.lsn
 
+    def look_again(self, node: File) -> pyfuse3.FUSEError:
+        """ESTALE, which makes the kernel look the name up again, but only once. What it is
+        told of then it may open, even if that too was replaced meanwhile: it was there after
+        the call had begun. (Should collection be just then at the very end of freeing that
+        version's chunks, reading them is an error.)"""
+        self.replaced(node.name)
+        return pyfuse3.FUSEError(errno.ESTALE)
+
+    def replaced(self, name: Name) -> None:
+        """What the kernel was told of `name` holds no longer."""
+        if len(self._replaced) >= REPLACED_MAX:
+            self._replaced.clear()
+        self._replaced[name] = time.monotonic()
+
+    def looked_up(self, name: Name, node: File) -> bool:
+        """The kernel is about to be told that `name` leads to `node`. False if it no longer
+        does: the index may have gone on between two reads of the keymap."""
+        when = self._replaced.get(name)
+        if when is None:
+            return True
+        if time.monotonic() > when + REPLACED_SECONDS:
+            del self._replaced[name]
+            return True
+        node.told_of = self.version_of(node)
+        return node.told_of is not None
+
     def present_version(self, node: File) -> Version:
         """As version_of(), or what an open file keeps of an unlinked one. FUSEError:
         ESTALE, which makes the kernel look the name up again."""
@@ -110,7 +139,7 @@ class MountState:
         if version is not None:
             return version
         if node.open_file is None:
-            raise pyfuse3.FUSEError(errno.ESTALE)
+            raise self.look_again(node)
         node.open_file.lose_names()
         return node.open_file.version_unlinked()
 
@@ -141,6 +170,8 @@ class MountState:
     def entry(self, node: Inode) -> EntryAttributes:
         """The inode's attributes now. FUSEError: ENOENT, ESTALE."""
         if isinstance(node, File):
+            if node.open_file is None and node.told_of is not None:
+                return self.file_entry(node, self.version_of(node) or node.told_of)
             return self.file_entry(node, self.present_version(node))
         if node is self.table.root:
             return self.directory_entry(node, None)

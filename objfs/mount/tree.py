@@ -86,11 +86,14 @@ class TreeOperations(pyfuse3.Operations):
             directory = self.state.table.ensure_directory(name)
             return self._told(name, directory, self._bucket_entry(directory))
         child = self._child(name)
-        if child is None:
-            self.state.table.untell(name)
-            raise pyfuse3.FUSEError(errno.ENOENT)
-        node, entry = self._child_entry(name, child)
-        return self._told(name, node, entry)
+        while child is not None:
+            node, entry = self._child_entry(name, child)
+            if isinstance(node, Directory) or self.state.looked_up(name, node):
+                return self._told(name, node, entry)
+            self.state.table.drop_unused(node)
+            child = self._child(name)
+        self.state.table.untell(name)
+        raise pyfuse3.FUSEError(errno.ENOENT)
 
     def _tell_made(self, name: Name, made: Version) -> EntryAttributes:
         """The entry of what was made at `name` a moment ago. Another door may have been quick

@@ -37,6 +37,8 @@ async def other_door(store: Store, request: list[Any]) -> Any:
                 writer = store.open_writer()
                 await writer.write(text.encode())
                 await store.commit(PutVersion(bucket, key, await writer.finish(), etag, new_file=True), origin)
+        case ["fill", bucket, key, text, times]:
+            return await other_door(store, ["put", bucket, key, text * times])
         case ["delete", bucket, key]:
             await store.commit(DeleteKey(bucket, key, new_file=True), origin)
         case ["get", bucket, key]:
