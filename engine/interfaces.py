@@ -218,13 +218,16 @@ class KeymapReader(Protocol):
 
 class FeedBatch(Struct, frozen=True):
     """A stretch of the journal, in order. `dropped`: the subscriber fell out of the
-    window; it must drop all caches and reread. `touched` names what changed."""
+    window; it must drop all caches and reread, and if it confirms, subscribe anew.
+    `touched` names what changed. `awaited`, with nothing in it: from now on changes wait
+    for what this subscriber confirms."""
 
     first_lsn: int
     last_lsn: int
     records: list[Record]
     touched: list[Touched]
     dropped: bool = False
+    awaited: bool = False
 
 
 Confirm = Callable[[], Awaitable[None]]
@@ -254,7 +257,7 @@ class Index(Protocol):
         self, *, subscriber_id: str, confirms: bool, from_lsn: int | None = None
     ) -> AsyncIterator[tuple[FeedBatch, Confirm]]:
         """The change feed from `from_lsn` on (None: from now). A confirming subscriber
-        must await confirm() after each batch within LEASE_SECONDS, or it is dropped (its
+        must await confirm() after each batch within LEASE_WAIT_SECONDS, or it is dropped (its
         next batch says so). Batches of its own changes alone are not sent to a mount."""
         ...
 
@@ -273,5 +276,5 @@ class Index(Protocol):
     def seal_request(self) -> int: ...  # grows with every request_seal()
     def condemned_lsn(self) -> int: ...  # of the newest Condemn that is applied; for engine.pins
     async def recount(self) -> list[str]: ...  # counters that disagree with a recount, in words
-    def connected(self) -> bool: ...  # the index is there; a client's connection may be between two
+    def awaits(self, subscriber_id: str) -> bool: ...  # changes wait for what it confirms, as far as known here
     async def aclose(self) -> None: ...

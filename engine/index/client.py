@@ -85,6 +85,7 @@ class IndexClient:
         self._connected = anyio.Event()
         self._calls: dict[int, _Call] = {}
         self._feeds: dict[int, MemoryObjectSendStream[FeedBatch]] = {}
+        self._awaited: dict[int, str] = {}  # by feed: subscribers whose confirmations changes wait for
         self._next_call = 0
 
     # -- Index -----------------------------------------------------------------
@@ -147,10 +148,17 @@ class IndexClient:
 
             try:
                 async for batch in batches:
+                    if batch.awaited:
+                        if number in self._feeds:
+                            self._awaited[number] = subscriber_id
+                        continue
                     yield batch, confirm
+                    if batch.dropped and confirms:
+                        return
                     if from_lsn is not None:
                         from_lsn = batch.last_lsn + 1
             finally:
+                self._awaited.pop(number, None)
                 await self._unsubscribe(number)
             # The feed was cut: what happened meanwhile is unknown to a follower of now.
             if from_lsn is None:
@@ -159,8 +167,8 @@ class IndexClient:
     async def read_frame(self, location: JournalLocation, chunk_id: bytes | None = None) -> bytes:
         return await read_journal_frame(self._nodes, location, chunk_id)
 
-    def connected(self) -> bool:
-        return self._outbox is not None
+    def awaits(self, subscriber_id: str) -> bool:
+        return subscriber_id in self._awaited.values()
 
     async def aclose(self) -> None:
         self.keymap.close()
@@ -206,6 +214,7 @@ class IndexClient:
             for call in calls.values():
                 call.done.set()
             feeds, self._feeds = self._feeds, {}
+            self._awaited.clear()
             for feed in feeds.values():
                 feed.close()
 

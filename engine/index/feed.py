@@ -1,10 +1,11 @@
 """The change feed: recent records for subscribers, and the confirmations commits wait for.
 
-A bounded window of batches; a subscriber that falls out of it, or a confirming one that
-confirms nothing for LEASE_SECONDS, gets one batch with `dropped` set and goes on from
-now. Who confirms is kept in a file beside the keymap: an index that starts again waits
-for those that confirmed to its predecessor, until they are back or their lease has run
-out. All on one event loop.
+A bounded window of batches; a subscriber that falls out of it gets one batch with
+`dropped` set and goes on from now. A confirming one that falls out, or confirms nothing
+for LEASE_WAIT_SECONDS, is told so and has to subscribe anew: nobody waits for it any
+more. Time in which this process itself stood still does not count. Who confirms is kept
+in a file beside the keymap: an index that starts again waits for those that confirmed to
+its predecessor, until they are back or their lease has run out. All on one event loop.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from engine.pins import living_names
 
 GATHER_SECONDS = 0.01  # subscribers that only follow are this much behind
 GATHER_RECORDS = 500  # in one message to them
+SLICE_SECONDS = 0.5  # of waiting for a confirmation: what counts at most when this process stood still
 
 _NAME = re.compile(r"mount-(\d+-[0-9a-f]+)-[0-9a-f]{16}")
 
@@ -36,7 +38,6 @@ class Subscriber:
         self.next_lsn = next_lsn
         self.confirmed_lsn = next_lsn - 1
         self.dropped = False
-        self.resumes_at: int | None = None  # told it was dropped; counts again once it confirmed that
 
 
 class FeedHub:
@@ -47,7 +48,7 @@ class FeedHub:
         self.ending = False  # connections that end now do not end the caches behind them
         self._path = path
         self._awaited = _read_names(path)
-        self._awaited_until = anyio.current_time() + limits.LEASE_SECONDS
+        self._awaited_until = anyio.current_time() + limits.LEASE_WAIT_SECONDS
         self._window: deque[FeedBatch] = deque()
         self._window_records = 0
         self._subscribers: set[Subscriber] = set()
@@ -81,6 +82,8 @@ class FeedHub:
             self._confirmed.set()
             self._confirmed = anyio.Event()
         try:
+            if confirms:
+                yield FeedBatch(next_lsn, next_lsn - 1, [], [], awaited=True), _nothing
             while True:
                 batch = self._next(subscriber)
                 if batch is None:
@@ -92,12 +95,12 @@ class FeedHub:
 
                 async def confirm(lsn: int = batch.last_lsn) -> None:
                     subscriber.confirmed_lsn = max(subscriber.confirmed_lsn, lsn)
-                    if subscriber.resumes_at is not None and lsn >= subscriber.resumes_at:
-                        subscriber.resumes_at = None
                     self._confirmed.set()
                     self._confirmed = anyio.Event()
 
                 yield batch, confirm
+                if confirms and batch.dropped:
+                    return
         finally:
             self._subscribers.discard(subscriber)
             if confirms and not self.ending:
@@ -107,8 +110,7 @@ class FeedHub:
 
     def _next(self, subscriber: Subscriber) -> FeedBatch | None:
         if subscriber.dropped or subscriber.next_lsn < self.first_lsn:
-            subscriber.dropped = False
-            subscriber.confirmed_lsn = subscriber.resumes_at = self.last_lsn
+            subscriber.dropped = subscriber.confirms
             return FeedBatch(subscriber.next_lsn, self.last_lsn, [], [], dropped=True)
         while subscriber.next_lsn <= self.last_lsn:
             batches = self._from(subscriber.next_lsn)
@@ -152,17 +154,25 @@ class FeedHub:
 
     async def wait_confirmed(self, lsn: int, except_id: str) -> None:
         """Until every confirming subscriber but `except_id` confirmed `lsn`. Those that do
-        not within the lease are dropped: their caches have run out by then."""
+        not in time are dropped: their caches have run out by then."""
         while self._awaits(except_id):
             with anyio.move_on_after(self._awaited_until - anyio.current_time()):
                 await self._confirmed.wait()
-        with anyio.move_on_after(limits.LEASE_SECONDS):
-            while self._late(lsn, except_id):
+        waited, last = 0.0, anyio.current_time()
+        while waited < limits.LEASE_WAIT_SECONDS:
+            if not self._late(lsn, except_id):
+                return
+            with anyio.move_on_after(SLICE_SECONDS):
                 await self._confirmed.wait()
-            return
+            now = anyio.current_time()
+            waited, last = waited + min(now - last, SLICE_SECONDS), now
         for subscriber in self._late(lsn, except_id):
             subscriber.dropped = True
-            subscriber.confirmed_lsn = self.last_lsn
+        self._published.set()  # they are told so
+        self._published = anyio.Event()
+
+    def awaits(self, subscriber_id: str) -> bool:
+        return any(one.subscriber_id == subscriber_id and one.confirms and not one.dropped for one in self._subscribers)
 
     def _late(self, lsn: int, except_id: str) -> list[Subscriber]:
         return [
@@ -170,10 +180,13 @@ class FeedHub:
             for subscriber in self._subscribers
             if subscriber.confirms
             and not subscriber.dropped
-            and subscriber.resumes_at is None
             and subscriber.subscriber_id != except_id
             and subscriber.confirmed_lsn < lsn
         ]
+
+
+async def _nothing() -> None:
+    """Confirms a batch nobody waits for."""
 
 
 def subscriber_name(process: str) -> str:

@@ -255,8 +255,8 @@ class LocalIndex(JournalUpkeep):
     async def recount(self) -> list[str]:
         return recount(self._db)
 
-    def connected(self) -> bool:
-        return not self._ended
+    def awaits(self, subscriber_id: str) -> bool:
+        return self._feed.awaits(subscriber_id)
 
     def keep_subscribers(self) -> None:
         """The store is being closed: who follows the feed is to be waited for by the next

@@ -174,7 +174,7 @@ class _Connection:
             )
             async with aclosing(batches):  # type: ignore[type-var]  # an async generator
                 async for batch, confirm in batches:
-                    if message.confirms:
+                    if message.confirms and not batch.awaited:
                         confirms.append(confirm)
                     await self._send(encode(FeedPush(message.call, batch)))
         del self._following[message.call], self._confirms[message.call]

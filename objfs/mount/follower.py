@@ -4,7 +4,9 @@ A change at another door is answered only once this mount has confirmed it, so e
 is worked off in this order: open files take up their new versions, the kernel is told in
 a thread of its own (it may block on a directory some request of ours has locked, and
 that request needs the loop), then the batch is confirmed. No lock is held meanwhile.
-While the feed is not followed, `state.followed` is false and nothing is cached.
+Nobody waits for a mount that confirms nothing for LEASE_WAIT_SECONDS; so one that stood
+still, or was held up by the kernel, gives the kernel nothing to keep (state.may_be_kept)
+until it has subscribed anew.
 """
 
 from __future__ import annotations
@@ -68,12 +70,12 @@ class Follower:
         task_status.started()
         while True:
             try:
-                self._state.followed = True
+                self._state.followed, self._state.behind_since = True, None
                 await self._follow_from(from_lsn)
                 raise StoreError("the change feed ended")
             except* (StoreError, OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as group:
-                logger.warning("change feed: %s; caching nothing until it is back", group.exceptions[0])
                 self._state.followed = False
+                logger.warning("change feed: %s; caching nothing until it is back", group.exceptions[0])
                 await trio.sleep(RETRY_SECONDS)
                 from_lsn = self._state.keymap.applied_lsn() + 1
                 await self._drop_everything()
@@ -82,26 +84,51 @@ class Follower:
         """Batches are received at once and worked off by another task: the feed shares its
         connection with replies, and the kernel may let a notification wait for one."""
         feed = self._state.store.index.subscribe(subscriber_id=self._state.mount_id, confirms=True, from_lsn=from_lsn)
-        send, receive = trio.open_memory_channel[tuple[FeedBatch, Confirm]](limits.FEED_RECORDS_MAX)
+        send, receive = trio.open_memory_channel[tuple[float, FeedBatch, Confirm]](limits.FEED_RECORDS_MAX)
         try:
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_ourselves)
                 nursery.start_soon(self._work_off, receive)
                 async with send:
-                    async for item in feed:
-                        await send.send(item)
+                    async for batch, confirm in feed:
+                        now = time.monotonic()
+                        if self._state.behind_since is None:
+                            self._state.behind_since = now
+                        await send.send((now, batch, confirm))
+                nursery.cancel_scope.cancel()
         finally:
             if isinstance(feed, AsyncGenerator):
                 with trio.CancelScope(shield=True):
                     await feed.aclose()  # ends the subscription now, not when it is collected
 
-    async def _work_off(self, batches: trio.MemoryReceiveChannel[tuple[FeedBatch, Confirm]]) -> None:
-        async for batch, confirm in batches:
+    async def _watch_ourselves(self) -> None:
+        """Raises StoreError when this process stood still so long that nobody may wait for
+        it any more."""
+        self._state.alive_at = time.monotonic()
+        while True:
+            await trio.sleep(limits.LEASE_STALL_SECONDS / 4)
+            now = time.monotonic()
+            if now - self._state.alive_at > limits.LEASE_STALL_SECONDS:
+                raise StoreError(f"stood still for {now - self._state.alive_at:.1f} s")
+            self._state.alive_at = now
+
+    async def _work_off(self, batches: trio.MemoryReceiveChannel[tuple[float, FeedBatch, Confirm]]) -> None:
+        """Raises StoreError when it took so long that nobody may wait for us any more."""
+        async for received, batch, confirm in batches:
+            self._state.behind_since = received
             await self._take(batch)
             await confirm()
+            if time.monotonic() - received > limits.LEASE_SECONDS:
+                raise StoreError("the kernel was slow to drop what it kept")
+            if not batches.statistics().current_buffer_used:
+                self._state.behind_since = None
 
     async def _take(self, batch: FeedBatch) -> None:
+        """Raises StoreError if changes do not wait for us any more."""
+        if batch.dropped:
+            raise StoreError("fell behind")
         foreign = any(record.origin.mount_id != self._state.mount_id for record in batch.records)
-        if batch.dropped or (foreign and not batch.touched):  # caught up from the journal: names unknown
+        if foreign and not batch.touched:  # caught up from the journal: names unknown
             await self._drop_everything()
         elif foreign:
             await self._send(self.plan(batch.touched))

@@ -47,7 +47,9 @@ class MountState:
         self.gate = TreeGate()
         self.owner = Owner(os.getuid(), os.getgid())
         self.started_ns = time.time_ns()
-        self.followed = False  # the change feed is being followed: the kernel may cache
+        self.followed = False  # the change feed is being followed
+        self.alive_at = 0.0  # when the follower last ran (monotonic)
+        self.behind_since: float | None = None  # when what is not confirmed yet came in
         self.unpublished_bytes = 0
         self._replaced: dict[Name, float] = {}  # names that came to lead elsewhere, and when
         self._room = 0
@@ -201,9 +203,16 @@ class MountState:
         return entry
 
     def _with_timeouts(self, entry: EntryAttributes) -> EntryAttributes:
-        follows = self.followed and self.store.index.connected()
-        entry.entry_timeout = entry.attr_timeout = limits.LEASE_SECONDS if follows else 0
+        entry.entry_timeout = entry.attr_timeout = limits.LEASE_SECONDS if self.may_be_kept() else 0
         return entry
+
+    def may_be_kept(self) -> bool:
+        """Whether the kernel may keep what it is told now: changes at other doors wait until
+        it was told to drop that, unless we stand still for longer than they wait."""
+        now = time.monotonic()
+        since = self.alive_at if self.behind_since is None else min(self.alive_at, self.behind_since)
+        keeps_up = now - since < limits.LEASE_STALL_SECONDS
+        return self.followed and keeps_up and self.store.index.awaits(self.mount_id)
 
     # -- making things ---------------------------------------------------------
 

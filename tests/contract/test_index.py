@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -240,7 +241,7 @@ async def _first(index: Index, into: list[FeedBatch], ready: anyio.Event, confir
 async def test_a_commit_waits_for_confirming_subscribers_but_not_for_its_own_mount(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(limits, "LEASE_WAIT_SECONDS", 0.5)
     batches: list[FeedBatch] = []
     async with world.opened() as (index, local):
         await index.commit(CreateBucket("bucket"), origin())
@@ -263,6 +264,58 @@ async def test_a_commit_waits_for_confirming_subscribers_but_not_for_its_own_mou
             tasks.cancel_scope.cancel()
     told = [(name.bucket, name.key) for batch in batches for name in batch.touched]
     assert ("bucket", "other") in told and ("bucket", "own") not in told
+
+
+async def test_who_is_awaited_is_told_so_and_who_is_dropped_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LEASE_WAIT_SECONDS", 0.5)
+    async with world.opened() as (index, _):
+        await index.commit(CreateBucket("bucket"), origin())
+        assert not index.awaits("mount-1")
+        ended = anyio.Event()
+
+        async def follow() -> None:
+            async for _ in index.subscribe(subscriber_id="mount-1", confirms=True):
+                pass  # and confirms nothing
+            ended.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(follow)
+            await eventually(lambda: index.awaits("mount-1"))
+            assert not index.awaits("mount-2")
+            await index.commit(put("one"), origin())
+            with anyio.fail_after(5):
+                await ended.wait()
+        assert not index.awaits("mount-1")
+
+
+async def test_time_in_which_the_index_stood_still_is_no_time_to_confirm(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount would go on telling the kernel what to keep, while nobody waits for it."""
+    monkeypatch.setattr(limits, "LEASE_WAIT_SECONDS", 2.0)
+    batches: list[FeedBatch] = []
+    confirming = anyio.Event()
+
+    async def follow(index: Index) -> None:
+        async for batch, confirm in index.subscribe(subscriber_id="mount-1", confirms=True):
+            batches.append(batch)
+            await confirming.wait()
+            await confirm()
+
+    async with world.opened() as (index, _):
+        await index.commit(CreateBucket("bucket"), origin())
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(follow, index)
+            await eventually(lambda: index.awaits("mount-1"))
+            tasks.start_soon(index.commit, put("one"), origin())
+            await anyio.sleep(0.1)
+            time.sleep(3)  # noqa: ASYNC251 - as SIGSTOP does
+            await anyio.sleep(0.1)
+            assert index.awaits("mount-1")
+            confirming.set()
+            await index.commit(put("two"), origin())
+            assert index.awaits("mount-1") and not any(batch.dropped for batch in batches)
+            tasks.cancel_scope.cancel()
 
 
 async def test_a_subscriber_from_the_start_gets_every_record_in_order_once(world: World) -> None:
