@@ -41,8 +41,8 @@ class Directory:
 @dataclass(slots=True, eq=False)
 class File:
     """`name` is the last one known to lead here. `cached_lsn` is the version whose pages
-    the kernel may hold. `told_of` is the version the kernel was told of, where it may be
-    replaced before it is opened (MountState.look_again)."""
+    the kernel may hold. `told_of` is the version the kernel was told of, where it looks the
+    name up each time because it may be replaced before it is opened (MountState.told)."""
 
     inode: InodeT
     name: Name
@@ -122,6 +122,8 @@ class InodeTable:
     def tell(self, name: Name, node: Inode) -> None:
         """The kernel is about to learn that `name` leads to `node`: one lookup more."""
         node.lookups += 1
+        if isinstance(node, File):
+            node.told_of = None
         before = self._told.get(name)
         if before is not node:
             self.untell(name)
@@ -200,6 +202,7 @@ class InodeTable:
             if isinstance(node, File):
                 node.told.append(moved)
                 node.name = moved
+                node.told_of = None  # what was moved may be another file by then
 
     def _free_number(self, name: Name) -> InodeT:
         digest = hashlib.blake2b("/".join(name).encode(), digest_size=7).digest()

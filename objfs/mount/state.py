@@ -109,10 +109,7 @@ class MountState:
         return version is not None and version.file_id == version.lsn
 
     def look_again(self, node: File) -> pyfuse3.FUSEError:
-        """ESTALE, which makes the kernel look the name up again, but only once. What it is
-        told of then it may open, even if that too was replaced meanwhile: it was there after
-        the call had begun. (Should collection be just then at the very end of freeing that
-        version's chunks, reading them is an error.)"""
+        """ESTALE, which makes the kernel look the name up again, but only once."""
         self.replaced(node.name)
         return pyfuse3.FUSEError(errno.ESTALE)
 
@@ -122,17 +119,20 @@ class MountState:
             self._replaced.clear()
         self._replaced[name] = time.monotonic()
 
-    def looked_up(self, name: Name, node: File) -> bool:
-        """The kernel is about to be told that `name` leads to `node`. False if it no longer
-        does: the index may have gone on between two reads of the keymap."""
+    def just_replaced(self, name: Name) -> bool:
         when = self._replaced.get(name)
-        if when is None:
-            return True
-        if time.monotonic() > when + REPLACED_SECONDS:
+        if when is not None and time.monotonic() > when + REPLACED_SECONDS:
             del self._replaced[name]
-            return True
-        node.told_of = self.version_of(node)
-        return node.told_of is not None
+            return False
+        return when is not None
+
+    def told(self, node: File, version: Version, entry: EntryAttributes) -> None:
+        """The kernel is told of a name that was just replaced, and may be again before this
+        call opens what it is told of. That it may open all the same: it was there after the
+        call had begun, since the next call looks the name up for itself. (Should collection
+        be just then at the very end of freeing the version's chunks, reading it is an error.)"""
+        node.told_of = version
+        entry.entry_timeout = 0
 
     def present_version(self, node: File) -> Version:
         """As version_of(), or what an open file keeps of an unlinked one. FUSEError:

@@ -88,10 +88,15 @@ class TreeOperations(pyfuse3.Operations):
         child = self._child(name)
         while child is not None:
             node, entry = self._child_entry(name, child)
-            if isinstance(node, Directory) or self.state.looked_up(name, node):
+            if isinstance(node, Directory) or not self.state.just_replaced(name):
                 return self._told(name, node, entry)
+            version = self.state.version_of(node)
+            if version is not None:
+                self._told(name, node, entry)
+                self.state.told(node, version, entry)
+                return entry
             self.state.table.drop_unused(node)
-            child = self._child(name)
+            child = self._child(name)  # the index went on between the two reads
         self.state.table.untell(name)
         raise pyfuse3.FUSEError(errno.ENOENT)
 
