@@ -255,7 +255,8 @@ class ContentOperations(TreeOperations):
         if node.open_file is None:
             return  # _opened() looks
         node.open_file.refresh()
-        if node.open_file.unlinked and node.told and node.told_of is None:
+        wrong = node.told or self.state.doubtful
+        if node.open_file.unlinked and wrong and node.told_of is None:
             raise self.state.look_again(node)
 
     def _opened(self, node: File, made: Version | None = None) -> OpenFile:

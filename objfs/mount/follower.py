@@ -89,6 +89,7 @@ class Follower:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_ourselves)
                 nursery.start_soon(self._work_off, receive)
+                nursery.start_soon(self._clear_doubts)
                 async with send:
                     async for batch, confirm in feed:
                         now = time.monotonic()
@@ -122,6 +123,12 @@ class Follower:
                 raise StoreError("the kernel was slow to drop what it kept")
             if not batches.statistics().current_buffer_used:
                 self._state.behind_since = None
+
+    async def _clear_doubts(self) -> None:
+        while True:
+            doubtful = await self._state.wait_doubtful()
+            await self._send(Invalidations(names=dict.fromkeys(doubtful)))
+            self._state.doubtful -= doubtful
 
     async def _take(self, batch: FeedBatch) -> None:
         """Raises StoreError if changes do not wait for us any more."""

@@ -13,11 +13,13 @@ import itertools
 import os
 import stat
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyfuse3
-from pyfuse3 import EntryAttributes
+import trio
+from pyfuse3 import EntryAttributes, InodeT
 
 from engine import limits
 from engine.changes import Change, CommitResult, Condition, Door, Origin, PutVersion
@@ -52,6 +54,8 @@ class MountState:
         self.behind_since: float | None = None  # when what is not confirmed yet came in
         self.unpublished_bytes = 0
         self._replaced: dict[Name, float] = {}  # names that came to lead elsewhere, and when
+        self.doubtful: Counter[tuple[InodeT, str]] = Counter()  # entries the kernel may have wrong
+        self._doubted = trio.Event()
         self._room = 0
         self._room_until = 0.0
         self._requests = itertools.count(1)
@@ -118,6 +122,18 @@ class MountState:
         if len(self._replaced) >= REPLACED_MAX:
             self._replaced.clear()
         self._replaced[name] = time.monotonic()
+
+    def doubt(self, parent: InodeT, component: str) -> None:
+        """The kernel may be wrong about a name that the operation under way has locked: the
+        follower tells it once that is answered."""
+        self.doubtful[parent, component] += 1
+        self._doubted.set()
+
+    async def wait_doubtful(self) -> Counter[tuple[InodeT, str]]:
+        """What to subtract from `doubtful` once the kernel was told."""
+        await self._doubted.wait()
+        self._doubted = trio.Event()
+        return self.doubtful.copy()
 
     def just_replaced(self, name: Name) -> bool:
         when = self._replaced.get(name)

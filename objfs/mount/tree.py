@@ -339,7 +339,20 @@ class TreeOperations(pyfuse3.Operations):
         else:
             self._removed(target, node)
             self.state.table.renamed(source, target)
+        self._check_moved(target, new_parent)
+        if exchange:
+            self._check_moved(source, old_parent)
         self.state.changed(old_parent, new_parent)
+
+    def _check_moved(self, name: Name, parent: Directory) -> None:
+        """The kernel is about to move what it knew. If that is not what the index moved,
+        because another door put a file in its place meanwhile, it must look again."""
+        known, child = self.state.table.known_name(name), self._child(name)
+        if isinstance(known, Directory) or (child is not None and child.is_directory):
+            return
+        if known is None or child is None or child.version is None or child.version.file_id != known.inode:
+            _, component = split_name(name)
+            self.state.doubt(parent.inode, component)
 
     def _check_rename(self, child: Child, replaced: Child | None, flags: FlagT) -> None:
         """rename(2)'s conditions on types; the index decides the rest in commit order."""

@@ -3,6 +3,7 @@ one open reads is one acknowledged version, whole and of the size fstat(2) says.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import threading
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.parametrize("mount", ["alone", "joined"], indirect=True
 SEED = int(os.environ.get("OBJFS_TEST_SEED", "3"))
 VERSIONS = 40
 READERS = 3
+RENAMES = 60
 PIECE_BYTES_MAX = 50_000
 
 
@@ -111,3 +113,21 @@ def test_every_open_reads_one_version_whole_while_the_key_is_replaced(mount: Mou
     assert not found, f"seed {SEED}: {found}"
     assert len(overtaken) >= READERS, "no reader was overtaken by a newer version: nothing was tested"
     assert path.read_bytes() == key.content(VERSIONS - 1)
+
+
+def test_a_rename_that_races_with_s3_shows_what_was_moved(mount: MountProcess) -> None:
+    """The kernel moves the file it knew, which may not be what was at the key by then."""
+    top = mount.top / "bucket"
+    for number in range(RENAMES):
+        mount.other("put", "bucket", "key", f"before {number}")
+        descriptor = os.open(top / "key", os.O_RDONLY)
+        put = threading.Thread(target=mount.other, args=("put", "bucket", "key", f"behind {number}"))
+        put.start()
+        os.rename(top / "key", top / f"moved {number}")
+        put.join()
+        try:
+            content = (top / f"moved {number}").read_bytes()
+            assert os.pread(descriptor, 100, 0) == f"before {number}".encode()
+        finally:
+            os.close(descriptor)
+        assert mount.other("get", "bucket", f"moved {number}")[0] == hashlib.sha256(content).hexdigest()
