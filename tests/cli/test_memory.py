@@ -88,11 +88,13 @@ class Doors:
         self._send("put_object", count, Key=key)
 
     def put_in_parts(self, key: str, count: int) -> None:
-        """Two parts, each half of it."""
+        """A large part and a small one: a part is not to be held whole either."""
         upload = self.s3.create_multipart_upload(Bucket="bucket", Key=f"{key} in parts")
         upload_id, name = upload["UploadId"], upload["Key"]
+        sizes = (count - 6, 6)
         etags = [
-            self._send("upload_part", count // 2, Key=name, UploadId=upload_id, PartNumber=number) for number in (1, 2)
+            self._send("upload_part", size, Key=name, UploadId=upload_id, PartNumber=number)
+            for number, size in enumerate(sizes, start=1)
         ]
         parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, start=1)]
         self.s3.complete_multipart_upload(
