@@ -41,6 +41,11 @@ async def other_door(store: Store, request: list[Any]) -> Any:
             return await other_door(store, ["put", bucket, key, text * times])
         case ["delete", bucket, key]:
             await store.commit(DeleteKey(bucket, key, new_file=True), origin)
+        case ["delete newest", bucket, key]:
+            await store.freshen()
+            newest = store.keymap.head(bucket, key)
+            assert newest is not None
+            await store.commit(DeleteKey(bucket, key, version_id=newest.version_id, new_file=True), origin)
         case ["get", bucket, key]:
             await store.freshen()
             version = store.keymap.head(bucket, key)

@@ -43,6 +43,19 @@ def test_an_open_file_keeps_the_version_it_has_when_another_takes_its_key(mount:
         assert os.stat(bucket / "key").st_ino not in (inode, os.fstat(file.fileno()).st_ino)
 
 
+def test_an_open_file_keeps_its_version_when_that_is_deleted_and_an_older_one_is_back(
+    mount: MountProcess, bucket: Path
+) -> None:
+    mount.other("versioning", "bucket")
+    (bucket / "key").write_text("the older one")
+    (bucket / "key").write_text("newer")
+    with open(bucket / "key", "rb", buffering=0) as file:
+        assert file.read(2) == b"ne"
+        mount.other("delete newest", "bucket", "key")
+        assert file.read() == b"wer"
+        assert (bucket / "key").read_text() == "the older one"
+
+
 def test_a_file_replaced_while_it_is_written_tells_its_writer(mount: MountProcess, bucket: Path) -> None:
     """Neither is the newer version overwritten by one that knew nothing of it, nor is a
     write confirmed that nobody can ever see."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import urllib.request
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from engine.keymap.schema import open_reader
 from tests.s3.conftest import Server, error_of
 
 LARGE = os.urandom(3 * 1024 * 1024 + 17)
@@ -311,3 +313,27 @@ def test_defaults_are_accepted_and_everything_else_is_refused(
         s3.put_object(Bucket=bucket, Key="k", Body=b"x", **extra)
     assert error_of(raised)[1] == status
     assert s3.list_objects_v2(Bucket=bucket)["KeyCount"] == 0
+
+
+def test_every_write_puts_another_file_at_the_key(s3: Any, server: Server, bucket: str) -> None:
+    """Who has a key open at a mount keeps the version it has, whatever takes its place."""
+
+    def file_id() -> int:
+        with contextlib.closing(open_reader(server.data / "index" / "keymap.sqlite")) as keymap:
+            select = "SELECT file_id FROM keys JOIN buckets USING (bucket_id) WHERE name = ? AND key = 'k'"
+            return int(keymap.execute(select, (bucket,)).fetchone()[0])
+
+    seen = []
+    s3.put_object(Bucket=bucket, Key="k", Body=b"first")
+    seen.append(file_id())
+    s3.put_object(Bucket=bucket, Key="k", Body=b"second")
+    seen.append(file_id())
+    s3.copy_object(Bucket=bucket, Key="k", CopySource=f"{bucket}/k", MetadataDirective="REPLACE", Metadata={"a": "b"})
+    seen.append(file_id())
+    upload = {"Bucket": bucket, "Key": "k", "UploadId": s3.create_multipart_upload(Bucket=bucket, Key="k")["UploadId"]}
+    part = s3.upload_part(**upload, PartNumber=1, Body=b"third")
+    s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]})
+    seen.append(file_id())
+    assert len(set(seen)) == len(seen), seen
+    s3.put_object_tagging(Bucket=bucket, Key="k", Tagging={"TagSet": [{"Key": "a", "Value": "b"}]})
+    assert file_id() == seen[-1], "tags change nothing that is read"
