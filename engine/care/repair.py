@@ -82,7 +82,9 @@ def make_plan(keymap: KeymapReader, nodes: Mapping[str, Node], grace_seconds: fl
     plan = Plan()
     patience = time.time_ns() - int(grace_seconds * 1e9)
     plan.waiting = [
-        place.node_id for place in places.values() if place.state is NodeState.LOST and place.since_ns > patience
+        place.node_id
+        for place in places.values()
+        if place.state is NodeState.LOST and place.since_ns > patience and not place.drains_again
     ]
     for segment in keymap.segments():
         if segment.state is SegmentState.SEALED:

@@ -15,6 +15,7 @@ from care_store import ORIGIN, World, open_world, until
 
 from engine.care.lock import care_lock
 from engine.care.nodes import add_node, drain_node, rebalance, remove_node, set_domain, undrain_node
+from engine.care.repair import repair
 from engine.care.scrub import scrub
 from engine.changes import SetNode
 from engine.errors import StoreError
@@ -151,6 +152,7 @@ async def test_a_draining_node_that_was_away_still_drains(tmp_path: Path) -> Non
                 await undrain_node(world.parts, drained)
         # What was to go elsewhere is rebuilt there, without waiting for the node.
         await until(lambda: not any(drained in segment.node_ids for segment in world.segments()))
+        assert (await repair(world.parts, bytes_per_second=None)).waiting == [], "nothing waits for it"
     async with open_world(data) as again:
         again.contents = world.contents
         assert again.state(drained) == "lost"
