@@ -1,7 +1,7 @@
 """Following the change feed: what other doors change is taken out of the kernel's caches.
 
 A change at another door is answered only once this mount has confirmed it, so each batch
-is worked off in this order: open files take up their new versions, the kernel is told in
+is worked off in this order: open files learn what became of them, the kernel is told in
 a thread of its own (it may block on a directory some request of ours has locked, and
 that request needs the loop), then the batch is confirmed. No lock is held meanwhile.
 Nobody waits for a mount that confirms nothing for LEASE_WAIT_SECONDS; so one that stood
