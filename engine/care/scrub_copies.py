@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from engine import pieces
 from engine.care.pace import Meter, Throttle
-from engine.errors import JournalCorrupt, StoreError
+from engine.errors import JournalCorrupt, NodeUnavailable, StoreError
 from engine.frames import decode_frame
 from engine.index import snapshots
 from engine.interfaces import Node, StoredChunk
@@ -170,7 +170,11 @@ class _Copies:
                     content = node.read(name, 0, EPOCH_BYTES_MAX)
                     epoch = decode_epoch(content, self._store_id)
                 except StoreError as error:
-                    self._note(node_id, name, str(error))
+                    reason = self._unless_gone(node, error)
+                    if reason is not None:
+                        self._note(node_id, name, reason)
+                        if isinstance(error, NodeUnavailable):  # else it is another release's or store's
+                            bad.append((node, name))
                     continue
                 self.found.copies += 1
                 self.found.checked_bytes += len(content)
@@ -181,10 +185,16 @@ class _Copies:
                     good.setdefault(name, content)
         for node, name in bad:
             if name in good:
-                set_aside_copy(node, name, "the epoch file is damaged")
-                node.write_whole(name, good[name])
+                self._heal_epoch(node, name, good[name])
             else:
                 self.found.problems.append(f"{name} is good on no node")
+
+    def _heal_epoch(self, node: Node, name: str, content: bytes) -> None:
+        try:
+            set_aside_copy(node, name, "the epoch file is damaged")
+            node.write_whole(name, content)
+        except StoreError as error:
+            self.found.problems.append(f"{name} on node {node.node_id} is damaged and cannot be written anew: {error}")
 
     def descriptors(self, places: list[NodeEntry]) -> None:
         for place in places:

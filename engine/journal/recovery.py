@@ -27,6 +27,8 @@ from engine.journal.records import (
     parse_journal_name,
 )
 
+SECTOR_BYTES = 4096  # as much as a disk cannot read for one bad place
+
 logger = logging.getLogger("objfs.journal")
 
 
@@ -345,10 +347,23 @@ def _heal_differing(
 
 def set_aside_copy(node: Node, name: str, reason: str) -> None:
     """Keep a copy of a damaged file in quarantine. The file itself stays until it is
-    replaced: parts of it may be good nowhere else."""
+    replaced: parts of it may be good nowhere else. What cannot be read is zeros in the copy."""
     aside = f"quarantine/{name.replace('/', '_')}.{time.time_ns()}"
     node.write_whole(f"{aside}.reason", f"{name} of node {node.node_id}\n{reason}\n".encode())
-    node.write_whole(aside, node.read(name, 0, node.size(name)))
+    size = node.size(name)
+    try:
+        content = node.read(name, 0, size)
+    except StoreError:
+        content = b"".join(_read_or_zeros(node, name, offset, size) for offset in range(0, size, SECTOR_BYTES))
+    node.write_whole(aside, content)
+
+
+def _read_or_zeros(node: Node, name: str, offset: int, size: int) -> bytes:
+    length = min(SECTOR_BYTES, size - offset)
+    try:
+        return node.read(name, offset, length)
+    except StoreError:
+        return bytes(length)
 
 
 def _holds(node: Node, name: str, content: bytes) -> bool:

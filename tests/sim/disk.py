@@ -27,13 +27,15 @@ class ProcessEnded(BaseException):
 class File:
     """`content` is what the running machine sees, `durable` what the platter holds; they
     agree up to `clean`. `named`: the name itself would survive. `doomed` sectors were in
-    a sync that failed: the kernel dropped them, and no later sync will write them."""
+    a sync that failed: the kernel dropped them, and no later sync will write them. `pending`
+    sectors cannot be read any more."""
 
     content: bytearray = field(default_factory=bytearray)
     durable: bytearray = field(default_factory=bytearray)
     clean: int = 0
     named: bool = False
     doomed: set[int] = field(default_factory=set)
+    pending: set[int] = field(default_factory=set)
 
     def sync(self) -> None:
         if self.doomed:
@@ -51,6 +53,7 @@ class File:
         self.content[size:] = bytes(max(size - len(self.content), 0))
         self.clean = min(self.clean, size)
         self.doomed = {sector for sector in self.doomed if sector * SECTOR_BYTES < size}
+        self.pending = {sector for sector in self.pending if sector * SECTOR_BYTES < size}
 
     def unsynced(self) -> range:
         """The sectors a power cut may take."""
@@ -72,7 +75,7 @@ class File:
             start = max(sector * SECTOR_BYTES, self.clean)
             piece = bytes(source[start : (sector + 1) * SECTOR_BYTES])[: max(end - start, 0)]
             content[start : start + len(piece)] = piece
-        return File(content, bytearray(content), len(content), True)
+        return File(content, bytearray(content), len(content), True, pending=self.pending)
 
 
 def _span(sector: int) -> slice:
@@ -102,7 +105,6 @@ class SimulatedDisk:
         self.files: dict[str, File] = {}
         self.vanished = False
         self.failing: dict[str, float] = {}  # "read", "write", "sync" → how often it is an I/O error
-        self.unreadable: set[tuple[str, int]] = set()  # (name, sector): pending sectors
         self._deleted: dict[str, File] = {}  # names whose deletion was never synced
 
     # -- what happens to disks -----------------------------------------------------
@@ -137,7 +139,6 @@ class SimulatedDisk:
 
     def restore(self, image: dict[str, bytes]) -> None:
         self._deleted.clear()
-        self.unreadable.clear()
         self.files = {name: File(bytearray(held), bytearray(held), len(held), True) for name, held in image.items()}
 
     def rot(self, name: str, offset: int, flip: int) -> None:
@@ -274,12 +275,8 @@ class SimulatedNode:
         self._begin("read")
         file = self._file(name)
         found = bytes(file.content[offset : offset + length])
-        pending = self.disk.unreadable
-        bad = pending and any(
-            (name, sector) in pending
-            for sector in range(offset // SECTOR_BYTES, -(-(offset + len(found)) // SECTOR_BYTES))
-        )
-        if bad or self.disk.fails("read"):
+        touched = range(offset // SECTOR_BYTES, -(-(offset + len(found)) // SECTOR_BYTES))
+        if any(sector in touched for sector in file.pending) or self.disk.fails("read"):
             raise NodeUnavailable(f"node {self.path} fails at {name}: Input/output error")
         return found
 

@@ -33,7 +33,7 @@ from engine.segments.format import (
 from engine.store import Store
 from engine.types import NodeState, Segment, SegmentState
 from sim.checks import Violation
-from sim.disk import SimulatedDisk
+from sim.disk import SECTOR_BYTES, SimulatedDisk
 from sim.machine import Machine
 
 DISTRUST_SECONDS = 40  # a little more than the store's own
@@ -104,12 +104,16 @@ class Faults:
         return f"{path[-1]} is {self.suspects[path]} {disk.failing or ''}"
 
     def _rot(self, path: str) -> None:
-        """A burst of flipped bits in some files."""
+        """A burst of flipped bits in some files, or of sectors that cannot be read any more."""
         disk = self.machine.disks[path]
         names = sorted(name for name, file in disk.files.items() if file.content and "quarantine" not in name)
         for name in self.dice.sample(names, min(len(names), self.dice.randint(1, 4))):
             for _ in range(self.dice.randint(1, 3)):
-                disk.rot(name, self.dice.randrange(len(disk.files[name].content)), self.dice.randint(1, 255))
+                offset = self.dice.randrange(len(disk.files[name].content))
+                if self.dice.random() < 0.3:
+                    disk.files[name].pending.add(offset // SECTOR_BYTES)
+                else:
+                    disk.rot(name, offset, self.dice.randint(1, 255))
 
     async def _relieve(self, store: Store) -> str:
         """A fault ends; the node is suspect until it is seen to be whole."""
@@ -273,9 +277,11 @@ class Faults:
             return f"it is {place.state}"
         if place.node_id not in store.parts.nodes.nodes:
             return "the store has not opened it again"
-        for name in disk.files:
+        for name, file in disk.files.items():
             replicated = not name.startswith(("segments/", "quarantine/")) and not name.endswith(WRITING)
             counts = replicated and place.state is NodeState.HEALTHY  # a node that drains is no place for copies
+            if counts and file.pending:
+                return f"{name} is unreadable in part"
             if counts and not self._agrees(path, name):
                 return f"{name} differs from all others"
         for segment in store.keymap.segments():
@@ -318,6 +324,8 @@ def _problem(disk: SimulatedDisk, segment: Segment, index: int) -> str | None:
         return "it is known to be lost"
     if file is None or file.doomed:
         return "the file is missing"
+    if file.pending:
+        return "the file is unreadable in part"
     if len(file.content) != segment.size:
         return f"{len(file.content)} bytes of {segment.size}"
     return None if _verifies(segment, index, bytes(file.content)) else "a checksum is wrong"

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from engine.care.nodes import add_node
+from engine.care.scrub import scrub
 from engine.changes import CreateBucket, Origin, PutVersion
 from engine.crash_sites import CrashSite
 from engine.errors import StoreError, WritesStopped
@@ -375,6 +376,27 @@ def test_a_node_is_replaced_though_the_other_failed_for_a_moment_before(tmp_path
             await trio.sleep(60)
             assert {str(place.state) for place in store.keymap.nodes()} == {"healthy"}
             assert (await store.status())["under_redundancy"] == 0
+
+    assert machine.run(live)
+
+
+@pytest.mark.parametrize("name", [journal_name(1, 1), epoch_name(1)])
+def test_a_journal_that_cannot_be_read_in_places_is_healed(tmp_path: Path, name: str) -> None:
+    """It was to be copied to quarantine first, and that could not be read."""
+    machine, paths = pair(tmp_path)
+
+    async def live() -> None:
+        async with open_store(machine.data, Opening.OWN, node_opener=machine.open_node) as store:
+            await store.commit(CreateBucket("bucket"), ORIGIN)
+            assert isinstance(store.index, LocalIndex)
+            await store.index.rotate_journal()
+            files = machine.disks[paths[0]].files
+            files[name].pending.add(0)
+            found = await scrub(store.parts)
+            assert [damage.where for damage in found.damaged] == [name] and not found.problems
+            assert not files[name].pending
+            assert files[name].content == machine.disks[paths[1]].files[name].content
+            assert any(other.startswith("quarantine/journal_") for other in files)
 
     assert machine.run(live)
 
