@@ -115,14 +115,14 @@ def read_sums(keymap: Path, pages: int) -> array[int]:
 
 
 def read_log(keymap: Path) -> Log:
-    """Call while a connection that has read is open: SQLite has gone through the log then."""
-    with keymap.with_name(keymap.name + "-shm").open("rb", buffering=0) as file:
-        for _ in range(_TRIES):
-            both = os.pread(file.fileno(), 2 * _LOG_INDEX.size, 0)
-            if both[: _LOG_INDEX.size] == both[_LOG_INDEX.size :]:  # else it is being written
-                version, _, _, _, _, _, frames, _, _, salt, _ = _LOG_INDEX.unpack(both[: _LOG_INDEX.size])
-                assert version == _LOG_INDEX_VERSION, "SQLite's format of the log's index, since 2010"
-                return Log(salt, frames)
+    """Call while a connection of this process has read: SQLite has gone through the log then."""
+    file = _log_index(keymap)
+    for _ in range(_TRIES):
+        both = file.read(2 * _LOG_INDEX.size, 0)
+        if both[: _LOG_INDEX.size] == both[_LOG_INDEX.size :]:  # else it is being written
+            version, _, _, _, _, _, frames, _, _, salt, _ = _LOG_INDEX.unpack(both[: _LOG_INDEX.size])
+            assert version == _LOG_INDEX_VERSION, "SQLite's format of the log's index, since 2010"
+            return Log(salt, frames)
     raise KeymapDamaged(f"{keymap}-shm is damaged")
 
 
@@ -137,10 +137,51 @@ def pages_in_log(keymap: Path, first: int, last: int) -> Iterator[int]:
 
 
 def read_pages(keymap: Path) -> Iterator[bytes]:
-    """The file's pages; the last may be cut off."""
-    with keymap.open("rb", buffering=0) as file:
-        while some := file.read(_PAGES_AT_ONCE * PAGE_BYTES):
-            yield from (some[at : at + PAGE_BYTES] for at in range(0, len(some), PAGE_BYTES))
+    """The file's pages; the last may be cut off. A connection of this process has it open."""
+    file, offset = SqliteFile(keymap), 0
+    while some := file.read(_PAGES_AT_ONCE * PAGE_BYTES, offset):
+        yield from (some[at : at + PAGE_BYTES] for at in range(0, len(some), PAGE_BYTES))
+        offset += len(some)
+
+
+class SqliteFile:
+    """Reads a file through the descriptor SQLite has open on it in this process. With one of
+    our own, closing it would drop every lock SQLite holds there (fcntl(2), POSIX locks), and
+    another process could take away what our readers stand on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+        self._file = (-1, -1)
+
+    def read(self, length: int, offset: int) -> bytes:
+        """Fewer bytes at the file's end."""
+        for _ in range(_TRIES):
+            if self._is_open():
+                found = os.pread(self._descriptor, length, offset)
+                if self._is_open():  # else it was another file's by then
+                    return found
+            self._find()
+        raise KeymapDamaged(f"{self._path} is not open, or another file by now")
+
+    def _is_open(self) -> bool:
+        try:
+            found = os.fstat(self._descriptor)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self._file
+
+    def _find(self) -> None:
+        found = os.stat(self._path)
+        self._file = (found.st_dev, found.st_ino)
+        for name in os.listdir("/proc/self/fd"):
+            self._descriptor = int(name)
+            if self._is_open():
+                return
+
+
+def _log_index(keymap: Path) -> SqliteFile:
+    return SqliteFile(keymap.with_name(keymap.name + "-shm"))
 
 
 # -- writing -----------------------------------------------------------------------
@@ -170,20 +211,21 @@ class PageSums:
         self._keymap = keymap
         self._sums = read_sums(keymap, header.pages)
         self._file = os.open(sums_path(keymap), os.O_RDWR)
-        self._index = os.open(keymap.with_name(keymap.name + "-shm"), os.O_RDONLY)
+        self._index = _log_index(keymap)
         self._salt = bytes(8)  # of the log, when it was looked at last
         self._copied = 0  # frames of it that are in the file and have their sums
         self._looked_at = 0  # frames in the log when it was copied last
         self._unsummed: set[int] = set()  # pages that may have been written since
         self._keeper = keep_log(keymap)
+        self._pages = SqliteFile(keymap)
         self._copier = _open_copier(keymap)
         log = read_log(keymap)
         if not header.copying and header.salt == log.salt:
             self._salt, self._copied = log.salt, header.frames
 
     def due(self) -> bool:
-        """Whether the log has grown so much that it should be copied. Takes a microsecond."""
-        frames = int.from_bytes(os.pread(self._index, 4, _LOG_FRAMES_AT), sys.byteorder)
+        """Whether the log has grown so much that it should be copied. Takes microseconds."""
+        frames = int.from_bytes(self._index.read(4, _LOG_FRAMES_AT), sys.byteorder)
         if frames < self._looked_at:  # it was begun anew
             self._looked_at = 0
         return frames - self._looked_at >= DUE_FRAMES
@@ -230,7 +272,6 @@ class PageSums:
         self._copier.close()
         self._keeper.close()
         os.close(self._file)
-        os.close(self._index)
 
     def _sync_log(self) -> None:
         file = os.open(self._keymap.with_name(self._keymap.name + "-wal"), os.O_RDONLY)
@@ -240,16 +281,12 @@ class PageSums:
             os.close(file)
 
     def _note_sums(self) -> None:
-        file = os.open(self._keymap, os.O_RDONLY)
-        try:
-            pages = os.fstat(file).st_size // PAGE_BYTES
-            self._sums.extend([0] * (pages - len(self._sums)))
-            for number in self._unsummed:
-                if number <= pages:
-                    page = os.pread(file, PAGE_BYTES, (number - 1) * PAGE_BYTES)
-                    self._sums[number - 1] = xxhash.xxh3_64_intdigest(page)
-        finally:
-            os.close(file)
+        pages = self._keymap.stat().st_size // PAGE_BYTES
+        self._sums.extend([0] * (pages - len(self._sums)))
+        for number in self._unsummed:
+            if number <= pages:
+                page = self._pages.read(PAGE_BYTES, (number - 1) * PAGE_BYTES)
+                self._sums[number - 1] = xxhash.xxh3_64_intdigest(page)
         for first, last in _runs(number - 1 for number in self._unsummed if number <= pages):
             content = self._sums[first : last + 1].tobytes()
             os.pwrite(self._file, content, HEADER_BYTES + first * _SUM.size)

@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 
 from engine.changes import DeleteKey
 from engine.keymap import page_sums
-from engine.keymap.page_sums import PageSums, close_unchanged, mark_damaged, read_log, sums_path
+from engine.keymap.page_sums import PageSums, close_unchanged, keep_log, mark_damaged, read_log, sums_path
 from engine.keymap.schema import PAGE_BYTES, KeymapDamaged, open_writer
 from engine.keymap.soundness import check_at_open, check_now, close_soundly
 from tests.unit.keymap_world import World
@@ -77,6 +79,14 @@ def open_image(path: Path) -> Rows:
         close_unchanged(db, path)
 
 
+def pages_in_log(path: Path) -> set[int]:
+    reader = keep_log(path)
+    try:
+        return set(page_sums.pages_in_log(path, 1, read_log(path).frames))
+    finally:
+        reader.close()
+
+
 def flip(path: Path, offset: int) -> None:
     with path.open("r+b", buffering=0) as opened:
         (byte,) = os.pread(opened.fileno(), 1, offset)
@@ -96,8 +106,7 @@ def test_a_bit_that_flips_anywhere_after_a_crash_is_found(file: File) -> None:
             found = open_image(image)
         except (KeymapDamaged, sqlite3.DatabaseError):
             continue
-        assert found == expected, f"page {number + 1}"
-        assert number + 1 in set(page_sums.pages_in_log(image, 1, read_log(image).frames))
+        assert found == expected and number + 1 in pages_in_log(image), f"page {number + 1}"
 
 
 def test_rot_in_the_log_loses_its_end_and_nothing_else(file: File) -> None:
@@ -285,6 +294,28 @@ def test_what_a_running_process_found_is_told_to_the_next(file: File) -> None:
     mark_damaged(file.path, "it smelled")
     with pytest.raises(KeymapDamaged, match="was found damaged: it smelled"):
         open_image(file.image())
+
+
+TRY_TO_LOCK = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as file:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, int(sys.argv[2]), int(sys.argv[3]))
+    except BlockingIOError:
+        print("locked")
+"""
+OPEN_BYTE = 128  # of the -shm file: whoever can lock it takes itself for the first, and cuts the file
+SHARED_BYTES = (510, 0x40000002)  # of the file itself: locked as long as it is open
+
+
+def test_sqlites_locks_outlive_our_own_looks_at_its_files(file: File) -> None:
+    """POSIX drops a process's locks on a file when any descriptor of it is closed."""
+    file.write(60)
+    assert file.sums.copy_log() and not file.sums.due()
+    check_now(file.path)
+    for path, length, start in ((file.path.with_name("keymap.sqlite-shm"), 1, OPEN_BYTE), (file.path, *SHARED_BYTES)):
+        command = [sys.executable, "-c", TRY_TO_LOCK, str(path), str(length), str(start)]
+        assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "locked\n", path
 
 
 def test_rot_is_found_while_the_keymap_is_served(file: File) -> None:
