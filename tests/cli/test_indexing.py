@@ -82,4 +82,4 @@ def test_an_index_that_is_gone_comes_back_when_the_server_starts(server: Running
     keymap.write_bytes(content)
     server.start()
     assert contents(server) == {"key": b"small", "after": b"after"}
-    assert "does not have the checksum it was closed with" in server.log.read_text()
+    assert "does not have its checksum" in server.log.read_text()
