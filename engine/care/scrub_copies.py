@@ -32,7 +32,7 @@ from engine.journal.records import (
     epoch_name,
     journal_name,
 )
-from engine.journal.recovery import set_aside_copy
+from engine.journal.recovery import epoch_of, set_aside_copy
 from engine.nodes.descriptor import read_node_descriptor
 from engine.opening import Parts
 from engine.types import JournalLocation, NodeEntry
@@ -183,11 +183,22 @@ class _Copies:
                     bad.append((node, name))
                 else:
                     good.setdefault(name, content)
+        opened = {number for number, _ in list_files(self._nodes)}
         for node, name in bad:
             if name in good:
                 self._heal_epoch(node, name, good[name])
+            elif epoch_of(name) not in opened and epoch_of(name) < max(opened, default=0):
+                self._set_unopened_aside(node, name)
             else:
                 self.found.problems.append(f"{name} is good on no node")
+
+    def _set_unopened_aside(self, node: Node, name: str) -> None:
+        """No file of the journal is of that epoch: it was begun and never opened, else every
+        healthy node would know it."""
+        try:
+            node.quarantine(name, "the epoch file is damaged, and the epoch was never opened")
+        except StoreError as error:
+            self.found.problems.append(f"{name} on node {node.node_id} is damaged and cannot be set aside: {error}")
 
     def _heal_epoch(self, node: Node, name: str, content: bytes) -> None:
         try:

@@ -22,7 +22,14 @@ from msgspec import Struct
 
 from engine.changes import Origin, Spare
 from engine.crash_sites import CrashSite, reached
-from engine.errors import CollectionStopped, FragmentCorrupt, FragmentMissing, StoreError, UnknownFormat
+from engine.errors import (
+    CollectionStopped,
+    FragmentCorrupt,
+    FragmentMissing,
+    NodeUnavailable,
+    StoreError,
+    UnknownFormat,
+)
 from engine.interfaces import KeymapReader, Node
 from engine.segments.format import FILE_HEADER_BYTES, decode_file_header, fragment_name
 from engine.segments.rebuild import SCRATCH
@@ -163,6 +170,9 @@ def _is_ours(node: Node, name: str, expected: tuple[str, int, int]) -> bool:
         header = decode_file_header(node.read(name, 0, FILE_HEADER_BYTES))
     except FragmentCorrupt:
         return False
+    except NodeUnavailable:
+        node.check()
+        return False  # a bad sector of this file alone: it can't be told whose it is
     return (header.store_id, header.segment_id, header.index) == expected
 
 

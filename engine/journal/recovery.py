@@ -180,14 +180,14 @@ def set_aside_void(nodes: Mapping[str, Node], store_id: str, unfinished: Collect
     void = _void_epochs(read_epochs(nodes, store_id))
     for node in list(nodes.values()):
         try:
-            names = [name for name in node.list("journal/") if void(_epoch_of(name)) or _epoch_of(name) in unfinished]
+            names = [name for name in node.list("journal/") if void(epoch_of(name)) or epoch_of(name) in unfinished]
             for name in names:
                 node.quarantine(name, "it is of an epoch that was begun while the node failed, and never opened")
         except StoreError as error:
             logger.warning("files of void epochs on node %s stay for now: %s", node.path, error)
 
 
-def _epoch_of(name: str) -> int:
+def epoch_of(name: str) -> int:
     """The epoch a journal or epoch file is of; -1 for other files."""
     key = parse_journal_name(name)
     if key is not None:

@@ -20,7 +20,7 @@ from engine.care.lock import care_lock
 from engine.care.sweep import sweep
 from engine.changes import CreateUpload, Origin, PutPart, PutVersion
 from engine.crash_sites import CrashSite, watch
-from engine.errors import CollectionStopped, NoSuchUpload
+from engine.errors import CollectionStopped, NodeUnavailable, NoSuchUpload
 from engine.segments.format import FileHeader, encode_file_header, fragment_name
 from engine.store import Store, init_store, open_store
 from engine.types import Content
@@ -352,6 +352,35 @@ async def test_the_sweep_deletes_what_is_known_and_sets_aside_what_is_not(data: 
         reasons = [path.read_text() for path in data.glob("nodes/*/quarantine/*.reason")]
         assert len(reasons) == 2 and any("knows no such segment" in reason for reason in reasons)
         assert await get(store, "small") == content_of(2, 100)
+
+
+async def test_a_file_with_a_bad_sector_keeps_no_other_from_being_swept(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(data) as store:
+        for number in (1, 2):
+            await put(store, f"gone{number}", content_of(number))
+            await store.parts.plane.seal()
+        node = store.parts.nodes.nodes["node1"]
+        bad, good = sorted(node.list("segments/"))
+        contents = {name: node.read(name, 0, 1 << 30) for name in (bad, good)}
+        for number in (1, 2):
+            await delete(store, f"gone{number}")
+        await collect(store.parts)
+        for name, content in contents.items():
+            node.write_whole(name, content)
+        genuine = node.read
+
+        def read(name: str, offset: int, length: int) -> bytes:
+            if name == bad:
+                raise NodeUnavailable(f"node {node.path} fails at {name}: Input/output error")
+            return genuine(name, offset, length)
+
+        monkeypatch.setattr(node, "read", read)
+        async with care_lock(data, "a sweep"):
+            swept = await sweep(store.parts)
+        assert (swept.files, swept.quarantined) == (1, 1)
+        assert list(node.list("segments/")) == []
 
 
 async def test_a_misplaced_fragment_goes_only_if_its_own_place_is_whole(data: Path) -> None:

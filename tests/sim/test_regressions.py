@@ -473,3 +473,24 @@ def test_a_returned_node_is_healthy_only_once_its_journal_is_healed(tmp_path: Pa
             assert len(copies) == 1
 
     assert machine.run(live)
+
+
+def test_a_damaged_file_of_an_epoch_that_was_never_opened_is_set_aside(tmp_path: Path) -> None:
+    """It was good on no node, and so told as a problem for ever."""
+    machine, _ = pair(tmp_path)
+
+    async def live() -> None:
+        async with open_store(machine.data, Opening.OWN, node_opener=machine.open_node) as store:
+            await store.commit(CreateBucket("bucket"), ORIGIN)
+            assert isinstance(store.index, LocalIndex)
+            await store.index.rotate_journal()
+            store.index._log.epoch += 1
+            await store.commit(CreateBucket("other"), ORIGIN)
+            node = store.parts.nodes.nodes["node1"]
+            node.write_whole(epoch_name(2), b"rotten")
+            found = await scrub(store.parts)
+            assert [damage.where for damage in found.damaged] == [epoch_name(2)] and found.problems == []
+            assert epoch_name(2) not in node.list("journal/")
+            assert any("epoch" in name for name in node.list("quarantine/"))
+
+    assert machine.run(live)
