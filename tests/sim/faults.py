@@ -277,11 +277,9 @@ class Faults:
             return f"it is {place.state}"
         if place.node_id not in store.parts.nodes.nodes:
             return "the store has not opened it again"
-        for name, file in disk.files.items():
+        for name in disk.files:
             replicated = not name.startswith(("segments/", "quarantine/")) and not name.endswith(WRITING)
             counts = replicated and place.state is NodeState.HEALTHY  # a node that drains is no place for copies
-            if counts and file.pending:
-                return f"{name} is unreadable in part"
             if counts and not self._agrees(path, name):
                 return f"{name} differs from all others"
         for segment in store.keymap.segments():
@@ -295,12 +293,15 @@ class Faults:
     def _agrees(self, path: str, name: str) -> bool:
         """Whether a replicated file is, as far as it goes, what it is on some other node. A
         snapshot or archive is whole by its own sum: one that was made again has another time."""
-        content = self.machine.disks[path].files[name].content
+        file = self.machine.disks[path].files[name]
+        content = file.content
         others = [
             disk.files[name].content
             for other, disk in self.machine.disks.items()
             if other != path and other not in self.suspects and name in disk.files
         ]
+        if others and file.pending:
+            return False
         magic = PIECE_FILES.get(name.rpartition(".")[2])
         if magic is not None:
             return not others or _is_whole_piece_file(content, magic, name)
