@@ -54,6 +54,8 @@ class World:
         self.durable_model = Model()  # what no power cut may take back …
         self.volatile: list[Operation] = []  # … and what was applied since
         self.doubtful: list[Operation] = []  # no answer, or an error that leaves it open
+        self.away: list[Operation] = []  # gone with a node that is away, and back with it unless overruled
+        self.opened_at = 0  # the last LSN when the process opened the store
         self.may_lose_unsynced = False
         self._tell = tell
 
@@ -282,13 +284,16 @@ class World:
     def _settle_durable(self, store: Store) -> None:
         """What the store calls durable now, nothing takes back."""
         durable = store.index.durable_lsn()  # type: ignore[attr-defined]
+        if durable > self.opened_at:  # a new epoch has overruled what nobody was answered
+            self.away = []
         self.volatile.sort(key=lambda operation: operation.result.lsn if operation.result else 0)
         while self.volatile and self.volatile[0].result is not None and self.volatile[0].result.lsn <= durable:
             self._apply(self.durable_model, self.volatile.pop(0))
 
     async def _settle_doubts(self, store: Store) -> None:
         """After opening: which of the unsynced and unanswered changes are there?"""
-        end = store.keymap.applied_lsn()
+        end = self.opened_at = store.keymap.applied_lsn()
+        self.doubtful += self.away
         self.volatile += [operation for operation in self.doubtful if operation.result is not None]
         self.doubtful = [operation for operation in self.doubtful if operation.result is None]
         lost: list[Operation] = []
@@ -310,8 +315,11 @@ class World:
         self.volatile = []
         # A refusal that was not to be durable may tell of something the power cut took back.
         judged = [op for op in self.doubtful if not (_refused(op) and self.may_lose_unsynced and not op.durable)]
-        self._take_over(store, [*kept, *judged])
+        unseen = self._take_over(store, [*kept, *judged])
         self.doubtful = []
+        for operation in lost:
+            operation.result = None
+        self.away = [*lost, *unseen] if store.parts.nodes.missing else []
         self.may_lose_unsynced = False
         await store.index.wait_durable(end)  # type: ignore[attr-defined]
         self._settle_durable(store)
