@@ -321,7 +321,10 @@ class World:
             operation.result = None
         self.away = [*lost, *unseen] if store.parts.nodes.missing else []
         self.may_lose_unsynced = False
-        await store.index.wait_durable(end)  # type: ignore[attr-defined]
+        try:
+            await store.index.wait_durable(end)  # type: ignore[attr-defined]
+        except WritesStopped as error:
+            self._must_be_excused(error)
         self._settle_durable(store)
 
     # -- promises ------------------------------------------------------------------------
