@@ -112,7 +112,7 @@ class TreeOperations(pyfuse3.Operations):
         if child is not None and child.is_directory == is_directory:
             file_id = made.file_id if is_directory or child.version is None else child.version.file_id
             if file_id == made.file_id:
-                return self._tell(name)
+                return self._tell_found(name, child)  # not looked for again: it may be gone by then
         if is_directory:
             return self._tell_gone(name)
         node = self.state.table.ensure_file(name, made.file_id)
@@ -121,13 +121,22 @@ class TreeOperations(pyfuse3.Operations):
         entry.entry_timeout = entry.attr_timeout = 0
         return entry
 
+    def _tell_found(self, name: Name, child: Child) -> EntryAttributes:
+        node, entry = self._child_entry(name, child)
+        self._told(name, node, entry)
+        if isinstance(node, File) and child.version is not None and self.state.just_replaced(name):
+            self.state.told(node, child.version, entry)
+        return entry
+
     def _tell_made_bucket(self, bucket: str) -> EntryAttributes:
         """As _tell_made()."""
+        name = (bucket, "")
         try:
-            self.state.keymap.bucket(bucket)
+            found = self.state.keymap.bucket(bucket)
         except NoSuchBucket:
-            return self._tell_gone((bucket, ""))
-        return self._tell((bucket, ""))
+            return self._tell_gone(name)
+        directory = self.state.table.ensure_directory(name)
+        return self._told(name, directory, self.state.directory_entry(directory, found))
 
     def _tell_gone(self, name: Name) -> EntryAttributes:
         """The entry of a directory that was made and is no longer there."""

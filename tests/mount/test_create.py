@@ -115,3 +115,36 @@ async def test_a_link_removed_as_soon_as_it_was_made_leaves_its_file(tmp_path: P
         assert (await operations.lookup(bucket, b"file", CONTEXT)).st_ino == file.st_ino
         with pytest.raises(pyfuse3.FUSEError):
             await operations.lookup(bucket, b"link", CONTEXT)
+
+
+async def test_what_is_removed_while_it_is_told_of_was_made(tmp_path: Path) -> None:
+    init_store(tmp_path / "data")
+    async with open_store(tmp_path / "data") as store:
+        await store.commit(CreateBucket("bucket"), OTHER_DOOR)
+        operations = Operations(store)
+        bucket = await look_up_bucket(operations)
+        keymap: Any = operations.state.keymap
+        true_lookup = keymap.lookup
+
+        async def make(name: bytes, kind: int) -> Any:
+            seen: list[str] = []
+
+            def only_once(bucket: str, parent: str, component: str) -> Any:
+                seen.append(component)
+                return true_lookup(bucket, parent, component) if len(seen) == 1 else None
+
+            keymap.lookup = only_once
+            try:
+                match kind:
+                    case stat.S_IFLNK:
+                        return await operations.symlink(bucket, name, b"nowhere", CONTEXT)
+                    case stat.S_IFDIR:
+                        return await operations.mkdir(bucket, name, 0o755, CONTEXT)
+                    case _:
+                        return await operations.mknod(bucket, name, kind | 0o644, 0, CONTEXT)
+            finally:
+                keymap.lookup = true_lookup
+
+        for kind in (stat.S_IFLNK, stat.S_IFDIR, stat.S_IFIFO):
+            entry = await make(b"made %d" % kind, kind)
+            assert stat.S_IFMT(entry.st_mode) == kind and operations.state.table.node(entry.st_ino).lookups == 1
