@@ -6,6 +6,7 @@ umount` need only when there is something to clear.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from pathlib import Path
@@ -13,6 +14,9 @@ from pathlib import Path
 from engine.errors import StoreError
 
 DEVICE = "/dev/fuse"
+MNT_FORCE, MNT_DETACH = 1, 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class BadMountpoint(StoreError):
@@ -34,6 +38,14 @@ def clear_dead_mount(directory: Path) -> None:
     """Unmount the directory if whoever served it is gone."""
     if is_dead(directory):
         _unmount(directory, lazy=True)
+
+
+def abort_mount(directory: Path) -> None:
+    """Let go of everybody who waits for a mount whose process was killed. A thread that was
+    telling the kernel what to drop may wait for a directory that is locked by a request to
+    this very mount: neither ends by itself, nor does the process."""
+    if os.getuid() == 0 and is_mounted(directory):
+        _libc.umount2(os.fsencode(os.path.abspath(directory)), MNT_FORCE | MNT_DETACH)
 
 
 def is_dead(directory: Path) -> bool:

@@ -30,6 +30,7 @@ from engine.errors import StoreError
 
 START_SECONDS_MAX = 120.0  # replaying a long journal takes its time
 DRAIN_SECONDS_MAX = 30.0
+LOOK_SECONDS = 1.0  # between looks whether a killed process cannot end
 BACKOFF_SECONDS_FIRST = 0.2
 BACKOFF_SECONDS_MAX = 10.0
 STEADY_SECONDS = 30.0  # who ran this long starts at the first back-off again
@@ -80,13 +81,15 @@ def _announcement_path(data: Path) -> Path:
 @dataclass(frozen=True)
 class Role:
     """One process to run; it is up once it printed a line `ready`. `before` runs ahead of
-    each start and after the end. `stage`: started in ascending, drained in descending
+    each start and after the end, `release` when it was killed and cannot end because the
+    kernel waits for its answer. `stage`: started in ascending, drained in descending
     order; while one of the lowest stage is down, no other is started again."""
 
     name: str
     command: Sequence[str]
     stage: int
     before: Callable[[], None] | None = None
+    release: Callable[[], None] | None = None
 
 
 @dataclass
@@ -124,7 +127,9 @@ class Supervisor:
                     return 0 if self._stopping else 1
                 self._on_ready()
                 while not self._stopping:
-                    self._wait(self._next_start())
+                    due = self._next_start()
+                    self._wait(LOOK_SECONDS if due is None else min(due, LOOK_SECONDS))
+                    self._release_stuck()
                     self._restart_due()
                 return 0
             finally:
@@ -218,6 +223,11 @@ class Supervisor:
             else:
                 sys.stderr.buffer.write(line + b"\n")
                 sys.stderr.flush()
+
+    def _release_stuck(self) -> None:
+        for child in self._children:
+            if child.process is not None and child.role.release is not None and _main_thread_ended(child.process.pid):
+                child.role.release()
 
     def _ended(self, child: Child) -> None:
         assert child.process is not None and child.process.stdout is not None
@@ -313,6 +323,15 @@ class _SignalPipe:
 
 def all_up(children: Sequence[Child]) -> bool:
     return all(child.ready for child in children)
+
+
+def _main_thread_ended(pid: int) -> bool:
+    """The process was killed; if it is still there, a thread of it is held by the kernel."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state == "Z"
 
 
 def _reason(code: int) -> str:

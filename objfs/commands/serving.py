@@ -15,7 +15,7 @@ from pathlib import Path
 from engine.errors import StoreInUse
 from objfs.commands.common import only_error
 from objfs.listening import Address, answers, parse_address, reserved
-from objfs.mountpoints import clear_dead_mount, is_mounted, make_ready, unmount
+from objfs.mountpoints import abort_mount, clear_dead_mount, is_mounted, make_ready, unmount
 from objfs.supervisor import Announcement, Role, Supervisor, remove_announcement, write_announcement
 
 LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
@@ -72,6 +72,7 @@ def roles_of(data: Path, address: Address, mount: Path | None, workers: int) -> 
                 [*python, "objfs.processes", "mount", str(data), str(mount)],
                 stage=2,
                 before=partial(clear_dead_mount, mount),
+                release=partial(abort_mount, mount),
             )
         )
     for number in range(1, workers + 1):

@@ -22,7 +22,7 @@ from objfs.supervisor import Role, Supervisor
 
 directory = Path(sys.argv[1])
 CHILD = '''
-import os, signal, sys, time
+import ctypes, os, signal, sys, threading, time
 name, log = sys.argv[1], sys.argv[2]
 def note(what):
     with open(log, "a") as file:
@@ -35,11 +35,20 @@ note("started")
 if name == "broken":
     sys.exit(3)
 print("ready", flush=True)
+if name == "stuck" and not os.path.exists(log + ".released"):
+    def wait():
+        while not os.path.exists(log + ".released"):
+            time.sleep(0.05)
+        os._exit(1)
+    threading.Thread(target=wait).start()
+    ctypes.CDLL(None).syscall(60, 0)  # exit(2): of this thread alone
 while True:
     time.sleep(60)
 '''
+def release():
+    (directory / "log.released").touch()
 roles = [
-    Role(name, [sys.executable, "-c", CHILD, name, str(directory / "log")], stage)
+    Role(name, [sys.executable, "-c", CHILD, name, str(directory / "log")], stage, release=release)
     for stage, name in enumerate(sys.argv[2].split(","))
 ]
 def announce():
@@ -122,6 +131,19 @@ def test_a_killed_process_is_started_again(supervised: Supervised) -> None:
     os.kill(first, signal.SIGKILL)
     _eventually(lambda: len([name for name, _, _ in supervised.events() if name == "tables"]) == 2)
     assert len(supervised.running()) == 3
+
+
+def test_a_process_that_was_killed_and_cannot_end_is_released(tmp_path: Path) -> None:
+    supervised = Supervised(tmp_path, "first,stuck")
+    try:
+        assert supervised.wait_ready() == "ready"
+        deadline = time.monotonic() + 20
+        while [name for name, what, _ in supervised.events() if what == "started"].count("stuck") < 2:
+            assert time.monotonic() < deadline, "it was not released and started again"
+            time.sleep(0.1)
+    finally:
+        supervised.process.terminate()
+        supervised.process.wait(20)
 
 
 def test_children_die_with_a_killed_supervisor(supervised: Supervised) -> None:
